@@ -1,0 +1,13 @@
+//! The rules of money: no I/O, no clock, no async, no float.
+//!
+//! Each rule is a pure function over plain values, so it can be read, tested and argued
+//! about alone. What upstreams report is in [`usage`], what it costs in [`price`], how a
+//! balance changes in [`ledger`].
+
+pub mod credits;
+pub mod ledger;
+pub mod price;
+pub mod usage;
+
+pub use credits::Credits;
+pub use usage::Usage;

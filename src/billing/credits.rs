@@ -1,0 +1,216 @@
+//! The unit of money: whole nano-credits, exact from end to end.
+
+use std::fmt;
+use std::iter::Sum;
+use std::ops::{Add, AddAssign, Neg, Sub};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// An amount of credits, in whole nano-credits (10⁻⁹). Never a float.
+///
+/// Written and read as a decimal string, such as `"-0.1"` or `"4.9"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Credits(i64);
+
+/// Nano-credits in one credit.
+const NANO: i64 = 1_000_000_000;
+
+/// Why a text is not an amount of credits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CreditsError {
+    /// Something other than an optional sign, digits and one point.
+    #[error("not a decimal number such as 4.9 or -0.1")]
+    NotDecimal,
+    /// Finer than a nano-credit.
+    #[error("more than nine decimals, and a nano-credit is the smallest amount")]
+    TooFine,
+    /// Beyond ±9,000,000 credits.
+    #[error("beyond the limit of 9,000,000 credits")]
+    TooLarge,
+}
+
+impl Credits {
+    /// No credits.
+    pub const ZERO: Self = Self(0);
+    /// The largest balance, either way: it stays an exact whole number of nano-credits even
+    /// where a store counts in doubles (2⁵³ ≈ 9.007·10¹⁵).
+    pub const LIMIT: Self = Self(9_000_000 * NANO);
+    /// The largest single credit or debit.
+    pub const ENTRY_LIMIT: Self = Self(1_000_000 * NANO);
+
+    /// An amount of whole nano-credits.
+    pub const fn from_nano(nano: i64) -> Self {
+        Self(nano)
+    }
+
+    /// The amount in whole nano-credits.
+    pub const fn nano(self) -> i64 {
+        self.0
+    }
+
+    /// Rounds pico-credits (10⁻¹²) half up to the nano-credit. `None` beyond [`Self::LIMIT`].
+    pub fn from_pico(pico: i128) -> Option<Self> {
+        let nano = pico.checked_add(500)?.div_euclid(1000);
+        let nano = i64::try_from(nano).ok()?;
+        (nano.abs() <= Self::LIMIT.0).then_some(Self(nano))
+    }
+
+    /// `None` where the sum leaves ±[`Self::LIMIT`].
+    pub fn checked_add(self, other: Self) -> Option<Self> {
+        let sum = self.0.checked_add(other.0)?;
+        (sum.abs() <= Self::LIMIT.0).then_some(Self(sum))
+    }
+
+    /// Above zero, strictly: exactly zero admits nothing.
+    pub const fn is_positive(self) -> bool {
+        self.0 > 0
+    }
+
+    /// Below zero.
+    pub const fn is_negative(self) -> bool {
+        self.0 < 0
+    }
+
+    /// The amount without its sign.
+    pub const fn abs(self) -> Self {
+        Self(self.0.abs())
+    }
+}
+
+impl fmt::Display for Credits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nano = self.0.unsigned_abs();
+        let (whole, part) = (nano / NANO.unsigned_abs(), nano % NANO.unsigned_abs());
+        let mut text = whole.to_string();
+        if part > 0 {
+            let digits = format!("{part:09}");
+            text.push('.');
+            text.push_str(digits.trim_end_matches('0'));
+        }
+        f.pad_integral(self.0 >= 0, "", &text)
+    }
+}
+
+impl FromStr for Credits {
+    type Err = CreditsError;
+
+    fn from_str(text: &str) -> Result<Self, CreditsError> {
+        let (negative, digits) = match text.strip_prefix('-') {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let (whole, part) = digits.split_once('.').unwrap_or((digits, "0"));
+        let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+        if !is_number(whole) || !is_number(part) {
+            return Err(CreditsError::NotDecimal);
+        }
+        let part = part.trim_end_matches('0');
+        if part.len() > 9 {
+            return Err(CreditsError::TooFine);
+        }
+        let whole: i64 = whole.parse().map_err(|_| CreditsError::TooLarge)?;
+        let part: i64 = format!("{part:0<9}").parse().map_err(|_| CreditsError::TooLarge)?;
+        let nano = whole.checked_mul(NANO).and_then(|n| n.checked_add(part));
+        match nano {
+            Some(nano) if nano <= Self::LIMIT.0 => Ok(Self(if negative { -nano } else { nano })),
+            _ => Err(CreditsError::TooLarge),
+        }
+    }
+}
+
+impl Serialize for Credits {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Credits {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Neg for Credits {
+    type Output = Self;
+    fn neg(self) -> Self {
+        Self(-self.0)
+    }
+}
+
+/// Balances stay within [`Credits::LIMIT`], far from where an `i64` ends.
+impl Add for Credits {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+}
+
+impl Sub for Credits {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Self(self.0 - other.0)
+    }
+}
+
+impl AddAssign for Credits {
+    fn add_assign(&mut self, other: Self) {
+        self.0 += other.0;
+    }
+}
+
+impl Sum for Credits {
+    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
+        Self(iter.map(|c| c.0).sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn credits(text: &str) -> Credits {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn amounts_read_as_they_are_written() {
+        for text in ["0", "0.2", "-0.1", "4.9", "0.057915", "0.000000001", "-9000000"] {
+            assert_eq!(credits(text).to_string(), text);
+        }
+        assert_eq!(credits("5.00"), credits("5"));
+        assert_eq!(credits("-0"), Credits::ZERO);
+        assert_eq!(format!("{:>8}", credits("-0.1")), "    -0.1");
+    }
+
+    #[test]
+    fn what_is_not_an_exact_amount_is_refused() {
+        for text in ["", "-", ".", "1.", ".5", "1e3", "+1", " 1", "1 ", "0x1", "١", "1_000", "--1"]
+        {
+            assert_eq!(text.parse::<Credits>(), Err(CreditsError::NotDecimal), "{text:?}");
+        }
+        assert_eq!("0.0000000001".parse::<Credits>(), Err(CreditsError::TooFine));
+        assert_eq!("9000000.1".parse::<Credits>(), Err(CreditsError::TooLarge));
+        assert_eq!("99999999999999999999".parse::<Credits>(), Err(CreditsError::TooLarge));
+    }
+
+    #[test]
+    fn pico_credits_round_half_up_once() {
+        let nano = |pico| Credits::from_pico(pico).unwrap().nano();
+        assert_eq!(nano(112_500), 113);
+        assert_eq!(nano(112_499), 112);
+        assert_eq!(nano(499), 0);
+        assert_eq!(nano(500), 1);
+        assert_eq!(Credits::from_pico(i128::MAX), None);
+    }
+
+    proptest! {
+        #[test]
+        fn writing_then_reading_is_identity(nano in -Credits::LIMIT.0..=Credits::LIMIT.0) {
+            let amount = Credits::from_nano(nano);
+            prop_assert_eq!(amount.to_string().parse::<Credits>(), Ok(amount));
+        }
+    }
+}

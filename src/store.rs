@@ -1,0 +1,517 @@
+//! The one seam: where balances live.
+//!
+//! A [`Store`] offers whole operations, each atomic and idempotent by its id, never reads
+//! and writes that a caller combines. Balances change here and nowhere else. Every method
+//! may be called again after an unknown outcome with the same id and the same content.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::billing::ledger::{Kind, LedgerError};
+use crate::billing::{Credits, Usage};
+use crate::key::KeyHash;
+
+pub mod embedded;
+
+/// The answer of a store, once it is durable.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Milliseconds since 1970 (UTC), by the store's clock.
+pub type Millis = i64;
+
+/// Who pays: 1–64 characters of `a–z 0–9 _ -`, chosen at creation, never changed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AccountId(pub Arc<str>);
+
+impl std::fmt::Display for AccountId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a store did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No such account, key or entry.
+    #[error("there is no {0}")]
+    NotFound(String),
+    /// The id is taken by something else, or the same operation came with other content.
+    #[error("{0}")]
+    Conflict(String),
+    /// The amount cannot be booked.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The store cannot be read or written now. Whether the operation happened is unknown
+    /// until it is repeated with the same id.
+    #[error("the ledger cannot be reached: {0}")]
+    Unavailable(String),
+}
+
+/// Open, or no longer served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Requests are admitted while the balance is positive.
+    Open,
+    /// Nothing is admitted; what runs is still settled.
+    Closing,
+    /// Ended.
+    Closed,
+}
+
+/// An account as everyone sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Account {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub id: AccountId,
+    /// Shown beside the id.
+    pub name: String,
+    /// Whether it is served.
+    pub status: Status,
+    /// Credits, debt taken off; may be negative.
+    #[schema(value_type = String)]
+    pub balance: Credits,
+    /// Credits held for requests that run.
+    #[schema(value_type = String)]
+    pub held: Credits,
+    /// `balance` less `held`.
+    #[schema(value_type = String)]
+    pub available: Credits,
+    /// Requests that run now.
+    pub in_flight: u32,
+    /// When it was made.
+    pub created_at: Millis,
+}
+
+/// A client key, without its secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Key {
+    /// `key_…`
+    pub id: String,
+    /// Whose requests it signs.
+    #[schema(value_type = String)]
+    pub account: AccountId,
+    /// Shown in usage rows.
+    pub name: String,
+    /// The default attribution of its requests, such as `heartbeat`.
+    pub tag: Option<String>,
+    /// Models it may call, `*` standing for any characters; empty means all.
+    pub models: Vec<String>,
+    /// How requests are refused when credits are used up.
+    pub rejection: Rejection,
+    /// The last four characters of the secret.
+    pub last4: String,
+    /// When it was made.
+    pub created_at: Millis,
+    /// When it stops being valid.
+    pub expires_at: Option<Millis>,
+    /// When it was revoked.
+    pub revoked_at: Option<Millis>,
+}
+
+/// The reply to a request without credits; clients differ in what they do with it.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejection {
+    /// 402 in words that every client shows and none locks on.
+    #[default]
+    Limit,
+    /// 402 in plain billing words.
+    Billing,
+    /// 400 in neutral words.
+    BadRequest,
+    /// 200 with the text as the assistant's message.
+    Message,
+}
+
+/// How an account's concurrency is bounded before a request is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// Requests of the account that may run at once.
+    pub max_in_flight: u32,
+    /// Credits set aside while it runs; zero in lenient mode.
+    pub hold: Credits,
+}
+
+/// A request found worth serving: its place is held until `settle` or `release`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// The balance it was admitted at.
+    pub balance: Credits,
+}
+
+/// Why a request was not admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Balance at or below zero, or the hold does not fit.
+    OutOfCredits {
+        /// The balance now.
+        balance: Credits,
+    },
+    /// Too many requests of the account run.
+    TooManyInFlight {
+        /// How many run.
+        running: u32,
+        /// How many may.
+        limit: u32,
+    },
+    /// The account is closing or closed.
+    NotOpen,
+}
+
+/// Where the counts of a usage row come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The upstream reported them.
+    Reported,
+    /// The upstream reported them after the client had left.
+    Drained,
+    /// Some of them are ours.
+    Estimated,
+    /// Nothing was used.
+    None,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The reply reached its end.
+    Completed,
+    /// The client left before the end.
+    ClientClosed,
+    /// The upstream refused or failed before any output.
+    UpstreamError,
+    /// The upstream failed after some output.
+    UpstreamCut,
+    /// The process died while the request ran; it was not charged.
+    Abandoned,
+}
+
+/// Who and what a request was for, as far as the client says. Never used to authorise.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Attribution {
+    /// One run of an agent: the trace id of `traceparent`.
+    pub run: Option<String>,
+    /// The agent's name.
+    pub agent: Option<String>,
+    /// The agent's session.
+    pub session: Option<String>,
+    /// `user`, `heartbeat` or `cron`.
+    pub origin: Option<String>,
+    /// The header `x-farebox-tag`, else the key's tag.
+    pub tag: Option<String>,
+}
+
+/// The end of one request: everything that is written in one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settlement {
+    /// Ours, made at admission: `req_…`. The debit happens once by this id.
+    pub id: String,
+    /// Who pays.
+    pub account: AccountId,
+    /// The id of the key that signed.
+    pub key: String,
+    /// The model as asked, by its entry's name.
+    pub model: String,
+    /// The model that the reply names, where it is another.
+    pub served_model: Option<String>,
+    /// The upstream that answered, or the last one tried; empty if none was.
+    pub upstream: String,
+    /// Attribution.
+    pub attribution: Attribution,
+    /// What was used.
+    pub usage: Usage,
+    /// What it costs, tokens of other models on the same request included.
+    pub charge: Credits,
+    /// The price table it was priced by.
+    pub price_version: String,
+    /// Milliseconds to the first byte of the reply's body.
+    pub ttft_ms: Option<u32>,
+    /// Milliseconds to the end.
+    pub latency_ms: u32,
+    /// Whether the client asked for a stream.
+    pub stream: bool,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Whose counts they are.
+    pub source: Source,
+    /// The status that the client got.
+    pub http_status: u16,
+    /// What was odd: `served_model`, `usage_regressed`, `unpriced_tier`, …, comma-separated.
+    pub flags: String,
+}
+
+/// What a settlement did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// The balance after it.
+    pub balance: Credits,
+    /// It had been settled before; nothing was written now.
+    pub duplicate: bool,
+}
+
+/// A change of the balance by the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Whose balance.
+    pub account: AccountId,
+    /// `Topup` (above zero) or `Adjust` (either way).
+    pub kind: Kind,
+    /// Signed.
+    pub amount: Credits,
+    /// Why; shown in the ledger.
+    pub note: String,
+    /// Idempotency: the same id with the same content answers the first result.
+    pub id: String,
+}
+
+/// A line of the ledger. Never edited; a correction is a new entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Entry {
+    /// Dense, from 1, per account.
+    pub seq: u64,
+    /// When, by the store's clock; never before the entry ahead of it.
+    pub ts: Millis,
+    /// What it is about.
+    pub kind: Kind,
+    /// Signed.
+    #[schema(value_type = String)]
+    pub amount: Credits,
+    /// The balance with this entry.
+    #[schema(value_type = String)]
+    pub balance_after: Credits,
+    /// The request or operation behind it.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// A reason, where there is one.
+    pub note: Option<String>,
+}
+
+/// What a grant did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// The entry, of now or of the first time.
+    pub entry: Entry,
+    /// It had been granted before.
+    pub duplicate: bool,
+}
+
+/// One request, as billed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UsageRow {
+    /// `req_…`
+    pub id: String,
+    /// When it was settled.
+    pub ts: Millis,
+    /// As asked.
+    pub model: String,
+    /// As answered, where it is another.
+    pub served_model: Option<String>,
+    /// Who answered.
+    pub upstream: String,
+    /// The key's id.
+    pub key: String,
+    /// Attribution: `tag`, `run`, `agent`, `session`, `origin`.
+    #[serde(flatten)]
+    pub attribution: Attribution,
+    /// Input outside any cache.
+    pub input_tokens: u64,
+    /// Input read from a cache.
+    pub cached_input_tokens: u64,
+    /// Input written to a cache, default lifetime.
+    pub cache_creation_5m_tokens: u64,
+    /// Input written to a cache, one hour.
+    pub cache_creation_1h_tokens: u64,
+    /// Output, reasoning included.
+    pub output_tokens: u64,
+    /// The part of the output that was reasoning.
+    pub reasoning_tokens: u64,
+    /// What was debited.
+    #[schema(value_type = String)]
+    pub charge: Credits,
+    /// The price table it was priced by.
+    pub price_version: String,
+    /// Milliseconds to the first byte of the reply's body.
+    pub ttft_ms: Option<u32>,
+    /// Milliseconds to the end.
+    pub latency_ms: u32,
+    /// Whether a stream was asked for.
+    pub stream: bool,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Whose counts they are.
+    pub source: Source,
+    /// The status that the client got.
+    pub http_status: u16,
+    /// Calls of tools that the upstream bills by the call.
+    #[schema(value_type = Object)]
+    pub calls: std::collections::BTreeMap<String, u64>,
+    /// What was odd.
+    pub flags: Vec<String>,
+}
+
+/// A page of a list: at most `limit` rows, those after `cursor`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Where the page before ended, as it said in `next`.
+    pub cursor: Option<String>,
+    /// 1–500.
+    pub limit: u32,
+}
+
+/// Rows, and where the next page begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rows<T> {
+    /// The rows of this page.
+    pub data: Vec<T>,
+    /// The cursor of the next page; absent on the last.
+    pub next: Option<String>,
+}
+
+/// Which ledger entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EntryFilter {
+    /// Of this kind.
+    pub kind: Option<Kind>,
+    /// Not before.
+    pub since: Option<Millis>,
+    /// Before.
+    pub until: Option<Millis>,
+}
+
+/// Which usage rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UsageFilter {
+    /// Not before.
+    pub since: Option<Millis>,
+    /// Before.
+    pub until: Option<Millis>,
+    /// Exactly this model.
+    pub model: Option<String>,
+    /// Exactly this key's id.
+    pub key: Option<String>,
+    /// Exactly this tag.
+    pub tag: Option<String>,
+    /// Exactly this origin.
+    pub origin: Option<String>,
+    /// Exactly this source.
+    pub source: Option<Source>,
+    /// Exactly this outcome.
+    pub outcome: Option<Outcome>,
+}
+
+/// What a summary is grouped by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Group {
+    /// The model as asked.
+    Model,
+    /// The key's id.
+    Key,
+    /// The tag.
+    Tag,
+    /// The calendar day of the time zone.
+    Day,
+}
+
+/// One group of a summary.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SummaryRow {
+    /// The model, the key's id, the tag (empty: none) or the day (`YYYY-MM-DD`).
+    pub group: String,
+    /// Requests.
+    pub requests: u64,
+    /// Input outside any cache.
+    pub input_tokens: u64,
+    /// Input read from a cache.
+    pub cached_input_tokens: u64,
+    /// Input written to a cache, of both lifetimes.
+    pub cache_creation_tokens: u64,
+    /// Output.
+    pub output_tokens: u64,
+    /// What was debited.
+    #[schema(value_type = String)]
+    pub charge: Credits,
+    /// Requests of which some counts are ours.
+    pub estimated: u64,
+}
+
+/// Where balances live.
+pub trait Store: Send + Sync + 'static {
+    /// Makes an account with no credits. `Conflict` if the id exists.
+    fn create_account(&self, id: AccountId, name: String) -> Answer<'_, Account>;
+    /// One account.
+    fn account(&self, id: &AccountId) -> Answer<'_, Account>;
+    /// All accounts, by id.
+    fn accounts(&self, page: Page) -> Answer<'_, Rows<Account>>;
+
+    /// Keeps a key under the hash of its secret. `Conflict` if the hash exists.
+    fn create_key(&self, key: Key, hash: KeyHash) -> Answer<'_, Key>;
+    /// The key with this hash, revoked or not. On the hot path.
+    fn key(&self, hash: &KeyHash) -> Answer<'_, Option<Arc<Key>>>;
+    /// The keys of an account, revoked ones too, oldest first.
+    fn keys(&self, account: &AccountId) -> Answer<'_, Vec<Key>>;
+    /// Ends a key at once. Revoking twice is revoking once.
+    fn revoke_key(&self, account: &AccountId, id: &str) -> Answer<'_, Key>;
+
+    /// Takes a place for a request, or says why not. On the hot path.
+    fn admit(
+        &self,
+        account: &AccountId,
+        request: &str,
+        how: Admission,
+    ) -> Answer<'_, Result<Admitted, Refused>>;
+    /// Gives the place back; nothing is charged.
+    fn release(&self, account: &AccountId, request: &str);
+    /// Debit, ledger entry, usage row and daily totals in one step, and the place given back.
+    ///
+    /// A charge of zero writes the usage row and an entry of zero only if `outcome` is
+    /// `Completed`, else the row alone. Durable when answered. On the hot path.
+    fn settle(&self, settlement: Settlement) -> Answer<'_, Settled>;
+    /// Credits by the operator. Durable when answered.
+    fn grant(&self, grant: Grant) -> Answer<'_, Granted>;
+
+    /// The ledger of an account, newest first.
+    fn entries(
+        &self,
+        account: &AccountId,
+        filter: EntryFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<Entry>>;
+    /// The requests of an account, newest first.
+    fn usage(
+        &self,
+        account: &AccountId,
+        filter: UsageFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<UsageRow>>;
+    /// Sums over the requests of an account, dearest group first; days in order.
+    fn summary(
+        &self,
+        account: &AccountId,
+        filter: UsageFilter,
+        by: Group,
+        zone: jiff::tz::TimeZone,
+    ) -> Answer<'_, Vec<SummaryRow>>;
+
+    /// Remembers that an account created an object at an upstream (a stored response),
+    /// for 30 days.
+    fn own(&self, account: &AccountId, object: &str) -> Answer<'_, ()>;
+    /// Whether it did.
+    fn owns(&self, account: &AccountId, object: &str) -> Answer<'_, bool>;
+
+    /// Whether a debit could be written now.
+    fn ready(&self) -> Answer<'_, ()>;
+    /// Writes what waits, then closes.
+    fn close(&self) -> Answer<'_, ()>;
+}
