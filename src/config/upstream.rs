@@ -106,6 +106,9 @@ impl Upstream {
             problem("the name must be letters, digits, - _ or .".into());
         }
         match self.base_url.parse::<Uri>() {
+            Ok(uri) if uri.host().is_some_and(is_link_local) => {
+                problem("base_url is an address of cloud metadata services, never a provider".into());
+            }
             Ok(uri) if uri.host().is_some() && uri.query().is_none() => {
                 let local = uri.host().is_some_and(is_loopback);
                 match uri.scheme_str() {
@@ -189,6 +192,14 @@ impl Upstream {
     }
 }
 
+fn is_link_local(host: &str) -> bool {
+    match host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().map(|ip| ip.to_canonical()) {
+        Ok(std::net::IpAddr::V4(ip)) => ip.is_link_local(),
+        Ok(std::net::IpAddr::V6(ip)) => ip.is_unicast_link_local(),
+        Err(_) => false,
+    }
+}
+
 fn is_loopback(host: &str) -> bool {
     host == "localhost"
         || host
@@ -240,6 +251,7 @@ mod tests {
         assert!(at("http://localhost:9/v1").is_ok());
         assert!(at("http://[::1]:9/v1").is_ok());
         assert!(at("http://example.com/v1").unwrap_err().to_string().contains("allow_http"));
+        assert!(at("http://169.254.169.254/latest").is_err());
         assert!(at("ftp://example.com").is_err());
         assert!(at("example.com").is_err());
     }

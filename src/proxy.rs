@@ -1,0 +1,266 @@
+//! The proxy: one request from the door to its debit.
+//!
+//! [`serve`] calls the steps in order; each step is a file of this folder.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::billing::Credits;
+use crate::billing::price::Model;
+use crate::config::Config;
+use crate::prices::Prices;
+use crate::store::{Admission, Key, Store};
+use crate::telemetry::Metrics;
+use crate::wire::{Endpoint, attribution, request};
+use accept::Route;
+use body::Body;
+use error::Error;
+use forward::{Extras, Upstream};
+use settle::{Bill, End, Opening};
+use survive::Surviving;
+
+mod accept;
+mod answer;
+mod authenticate;
+mod body;
+mod error;
+mod forward;
+mod limit;
+mod listen;
+mod meter;
+mod reply;
+mod route;
+mod settle;
+mod survive;
+
+pub use listen::listen;
+
+/// A reply to a client.
+pub type Reply = Response<Body>;
+
+/// The status on rows of requests whose client left before there was a reply.
+const CLIENT_CLOSED: u16 = 499;
+
+/// What every request needs.
+pub struct Context {
+    /// Settings.
+    pub config: Config,
+    /// Where balances live.
+    pub store: Arc<dyn Store>,
+    /// What models cost.
+    pub prices: Arc<Prices>,
+    /// Counters for the operator.
+    pub metrics: Metrics,
+    /// Work that outlives its client; the process waits for it.
+    pub tasks: TaskTracker,
+    /// The end of patience: streams are ended and settled from what is known.
+    pub stop: CancellationToken,
+    upstreams: HashMap<String, Upstream>,
+    drains: Semaphore,
+    bad_keys: limit::PerMinute<IpAddr>,
+    counted: limit::PerMinute<String>,
+}
+
+impl Context {
+    /// Prepares the upstreams; connects to nothing yet.
+    pub fn new(config: Config, store: Arc<dyn Store>, prices: Arc<Prices>) -> Self {
+        let upstreams = config
+            .upstreams
+            .iter()
+            .map(|upstream| (upstream.name.clone(), Upstream::new(upstream, &config)))
+            .collect();
+        Self {
+            store,
+            prices,
+            metrics: Metrics::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            upstreams,
+            drains: Semaphore::new(config.max_drains),
+            bad_keys: limit::PerMinute::new(config.auth_failures_per_minute),
+            counted: limit::PerMinute::new(config.count_tokens_per_minute),
+            config,
+        }
+    }
+
+    /// Whether a model has an upstream that is configured.
+    pub fn is_callable(&self, model: &Model) -> bool {
+        model.upstreams.iter().any(|(name, _)| self.upstreams.contains_key(name))
+    }
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+/// In which shape a failure is told.
+#[derive(Clone, Copy, Debug, Default)]
+struct Shape {
+    endpoint: Option<Endpoint>,
+    stream: bool,
+}
+
+/// The life of a request. Every failure becomes a reply in `error`.
+pub async fn serve(ctx: Arc<Context>, request: Request<Incoming>, peer: IpAddr) -> Reply {
+    let id = format!("req_{}", ulid::Ulid::generate());
+    let mut shape = Shape::default();
+    let mut reply = match answer(&ctx, &id, request, peer, &mut shape).await {
+        Ok(reply) => reply,
+        Err(error) => error.into_reply(shape.endpoint, shape.stream, &id),
+    };
+    ctx.metrics.replied(shape.endpoint, reply.status());
+    if let Ok(id) = HeaderValue::from_maybe_shared(Bytes::from(id)) {
+        // Anthropic's SDKs read `request-id`, OpenAI's `x-request-id`.
+        if matches!(shape.endpoint, Some(Endpoint::Messages | Endpoint::CountTokens)) {
+            reply.headers_mut().insert("request-id", id.clone());
+        }
+        reply.headers_mut().insert("x-request-id", id);
+    }
+    reply
+}
+
+async fn answer(
+    ctx: &Arc<Context>,
+    id: &str,
+    request: Request<Incoming>,
+    peer: IpAddr,
+    shape: &mut Shape,
+) -> Result<Reply, Error> {
+    let started = Instant::now();
+    let (head, body) = request.into_parts();
+    let route = accept::route(&head)?;
+    shape.endpoint = route.endpoint();
+    accept::inspect(&head, &route)?;
+    let key = authenticate::authenticate(ctx, &head.headers, peer).await?;
+    let (endpoint, path_model) = match route {
+        Route::Call(endpoint, path_model) => (endpoint, path_model),
+        Route::Models => return Ok(answer::models(ctx, &key)),
+        Route::Model(name) => return answer::model(ctx, &key, &name),
+        Route::Me => return answer::me(ctx, &key).await,
+    };
+    let body = read(ctx, body).await?;
+    let limits = request::Limits { max_choices: ctx.config.max_choices };
+    let mut request = request::read(endpoint, path_model.as_deref(), body, limits)?;
+    if endpoint == Endpoint::StreamGenerate {
+        // Without `alt=sse` the reply is one JSON array.
+        request.stream = head.uri.query() == Some("alt=sse");
+    }
+    shape.stream = request.stream;
+    let target = route::find(ctx, &key, endpoint, &request)?;
+    route::check_owner(ctx, &key, &request).await?;
+    let call = Call {
+        id: id.to_owned(),
+        endpoint,
+        extras: Extras::read(&head.headers, &ctx.config),
+        request,
+        target,
+    };
+    if endpoint == Endpoint::CountTokens {
+        return reply::count_tokens(ctx, &key, &call).await;
+    }
+    let bill = admit(ctx, &key, &head.headers, &call, started).await?;
+    let client = bill.client();
+    Surviving::of_client(ctx, client, exchange(Arc::clone(ctx), call, bill)).await
+}
+
+/// A request that is understood and has somewhere to go.
+struct Call {
+    id: String,
+    endpoint: Endpoint,
+    request: request::Request,
+    target: route::Target,
+    extras: Extras,
+}
+
+/// Reads a body, bounded by the bytes that arrive and not by what is declared.
+async fn read(ctx: &Context, mut body: Incoming) -> Result<Bytes, Error> {
+    let limit_bytes = ctx.config.max_body_bytes;
+    if body.size_hint().lower() > limit_bytes as u64 {
+        return Err(Error::BodyTooLarge { limit_bytes });
+    }
+    let arriving = async {
+        let mut first = Bytes::new();
+        let mut all = BytesMut::new();
+        loop {
+            let frame = tokio::time::timeout(ctx.config.body_idle_timeout, body.frame());
+            let data = match frame.await.map_err(|_| Error::BodyTimeout)? {
+                None => break,
+                Some(frame) => frame.map_err(Error::BodyCut)?.into_data().unwrap_or_default(),
+            };
+            if first.len() + all.len() + data.len() > limit_bytes {
+                return Err(Error::BodyTooLarge { limit_bytes });
+            }
+            // Most bodies are one frame, which is kept as it came.
+            if first.is_empty() && all.is_empty() {
+                first = data;
+            } else {
+                if all.is_empty() {
+                    let expected = usize::try_from(body.size_hint().lower()).unwrap_or_default();
+                    all.reserve(first.len() + data.len() + expected);
+                    all.extend_from_slice(&std::mem::take(&mut first));
+                }
+                all.extend_from_slice(&data);
+            }
+        }
+        Ok(if all.is_empty() { first } else { all.freeze() })
+    };
+    tokio::time::timeout(ctx.config.body_timeout, arriving)
+        .await
+        .map_err(|_| Error::BodyTimeout)?
+}
+
+/// Takes a place in the account's budget, or refuses. Nothing is sent upstream before this.
+async fn admit(
+    ctx: &Arc<Context>,
+    key: &Key,
+    headers: &HeaderMap,
+    call: &Call,
+    started: Instant,
+) -> Result<Bill, Error> {
+    let how = Admission { max_in_flight: ctx.config.max_in_flight, hold: Credits::ZERO };
+    let admitted = ctx.store.admit(&key.account, &call.id, how).await.map_err(Error::Ledger)?;
+    admitted.map_err(|refused| {
+        Error::refused(refused, &key.account.0, &ctx.config.billing_url, key.rejection)
+    })?;
+    let request = &call.request;
+    Ok(Bill::open(
+        ctx,
+        Opening {
+            id: call.id.clone(),
+            account: key.account.clone(),
+            key: key.id.clone(),
+            endpoint: call.endpoint,
+            model: Arc::clone(&call.target.model),
+            price_version: call.target.price_version.clone(),
+            attribution: attribution::of(headers, request, key),
+            stream: request.stream,
+            asks_1h_cache: request.asks_1h_cache,
+            body: request.body().clone(),
+            started,
+        },
+    ))
+}
+
+/// Sends the request upstream and turns what comes back into the reply.
+async fn exchange(ctx: Arc<Context>, call: Call, mut bill: Bill) -> Result<Reply, Error> {
+    match route::forward(&ctx, &call, |upstream| bill.sent(upstream)).await {
+        Ok((upstream, reply)) => reply::pass(&ctx, &call, upstream, reply, bill).await,
+        Err(error) => {
+            let status = error.parts().0.as_u16();
+            bill.settle(End::failed(status)).await?;
+            Err(error)
+        }
+    }
+}

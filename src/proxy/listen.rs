@@ -1,0 +1,220 @@
+//! The listener of the proxy: connections, their limits, and how they end.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context as TaskContext, Poll, ready};
+use std::time::Duration;
+
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+
+use super::error::Error;
+use super::{Context, Reply, serve};
+
+/// Accepts connections until `closing`, then lets those that are open come to their end.
+///
+/// What knows nothing of billing stands before the steps of a request: at most `max_pending`
+/// requests wait for their reply to begin, and more are refused at once.
+pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: CancellationToken) {
+    let connections = Arc::new(Semaphore::new(ctx.config.max_connections as usize));
+    let addresses = Arc::new(Addresses::default());
+    let graceful = GracefulShutdown::new();
+    let door = ServiceBuilder::new()
+        .load_shed()
+        .concurrency_limit(ctx.config.max_pending)
+        .service(service_fn({
+            let ctx = Arc::clone(&ctx);
+            move |(request, peer): (Request<Incoming>, IpAddr)| {
+                let ctx = Arc::clone(&ctx);
+                async move { Ok::<Reply, Infallible>(serve(ctx, request, peer).await) }
+            }
+        }));
+    loop {
+        // No more are accepted than can be served: the others wait in the kernel's queue.
+        let permit = tokio::select! {
+            permit = Arc::clone(&connections).acquire_owned() => permit,
+            () = closing.cancelled() => break,
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = closing.cancelled() => break,
+        };
+        let (Ok(permit), Ok((stream, peer))) = (permit, accepted) else {
+            // Out of file handles: give those that are open time to end.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        let peer = peer.ip().to_canonical();
+        let Some(place) = addresses.take(peer, ctx.config.max_connections_per_address) else {
+            continue;
+        };
+        stream.set_nodelay(true).ok();
+        let door = door.clone();
+        let service = TowerToHyperService::new(service_fn(move |request: Request<Incoming>| {
+            let door = door.clone();
+            async move {
+                match door.oneshot((request, peer)).await {
+                    Ok(reply) => Ok::<_, Infallible>(reply),
+                    Err(_) => Ok(Error::Overloaded.into_reply(None, false, "")),
+                }
+            }
+        }));
+        let io = Patient::new(TokioIo::new(stream), ctx.config.write_timeout);
+        let connection = builder(&ctx).serve_connection(io, service).into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            // How a connection ends is the client's business; what it used is settled elsewhere.
+            connection.await.ok();
+            drop((permit, place));
+        });
+    }
+    drop(listener);
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        () = ctx.stop.cancelled() => {
+            // Streams were told that they end; give their last events a moment to go out.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+}
+
+fn builder(ctx: &Context) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(ctx.config.head_timeout)
+        .max_buf_size(ctx.config.max_head_bytes.max(8192))
+        .keep_alive(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(100)
+        .max_pending_accept_reset_streams(20)
+        .max_header_list_size(u32::try_from(ctx.config.max_head_bytes).unwrap_or(u32::MAX));
+    builder
+}
+
+/// Connections from each address.
+#[derive(Default)]
+struct Addresses(Mutex<HashMap<IpAddr, u32>>);
+
+/// Counts a connection until it ends.
+struct Place {
+    addresses: Arc<Addresses>,
+    ip: IpAddr,
+}
+
+impl Addresses {
+    fn take(self: &Arc<Self>, ip: IpAddr, limit: u32) -> Option<Place> {
+        let mut counts = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let count = counts.entry(ip).or_insert(0);
+        if *count >= limit && !ip.is_loopback() {
+            return None;
+        }
+        *count += 1;
+        Some(Place { addresses: Arc::clone(self), ip })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.addresses.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(count) = counts.get_mut(&self.ip) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.ip);
+            }
+        }
+    }
+}
+
+/// A connection whose client must take bytes: one that takes none for too long is dropped,
+/// and its reply is drained.
+struct Patient {
+    io: TokioIo<TcpStream>,
+    patience: Duration,
+    /// Runs while a write waits.
+    waiting: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patient {
+    const fn new(io: TokioIo<TcpStream>, patience: Duration) -> Self {
+        Self { io, patience, waiting: None }
+    }
+
+    fn check(&mut self, cx: &mut TaskContext<'_>, wrote: &Poll<io::Result<usize>>) -> Poll<io::Error> {
+        if wrote.is_ready() {
+            self.waiting = None;
+            return Poll::Pending;
+        }
+        let patience = self.patience;
+        let waiting = self
+            .waiting
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + patience)));
+        ready!(waiting.as_mut().poll(cx));
+        Poll::Ready(io::Error::from(io::ErrorKind::TimedOut))
+    }
+}
+
+impl Read for Patient {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl Write for Patient {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.io).poll_write(cx, bytes);
+        match self.check(cx, &wrote) {
+            Poll::Ready(error) => Poll::Ready(Err(error)),
+            Poll::Pending => wrote,
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.io).poll_write_vectored(cx, bytes);
+        match self.check(cx, &wrote) {
+            Poll::Ready(error) => Poll::Ready(Err(error)),
+            Poll::Pending => wrote,
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! Every ending of a request becomes one settlement here.
+//!
+//! A [`Bill`] is opened when a request is admitted. It is settled once; one that is dropped
+//! before it was sent gives its place back, and one that is dropped after (a bug, a panic, a
+//! limit that cut the work off) is charged what can be known. Nothing ends silently.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::Context;
+use super::error::Error;
+use crate::billing::price::{Model, charge};
+use crate::billing::{Credits, Usage};
+use crate::store::{AccountId, Attribution, Outcome, Settled, Settlement, Source, StoreError};
+use crate::wire::meter::Reading;
+use crate::wire::{Endpoint, estimate};
+
+/// How the reply ended, as far as the upstream is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It came whole.
+    Whole,
+    /// The upstream failed: it cut the connection, stalled, or sent what is no reply.
+    Upstream,
+    /// We stopped reading: the client had left and a limit was reached, or we are stopping.
+    Ours,
+}
+
+/// What is known when a request ends.
+pub struct End {
+    /// How the reply ended.
+    pub ending: Ending,
+    /// What the reply said.
+    pub reading: Reading,
+    /// The output as far as it is kept, and its length in bytes.
+    pub output: (String, u64),
+    /// The status that the client got, or would have got.
+    pub status: u16,
+}
+
+impl End {
+    /// The upstream gave no reply that could be read.
+    pub fn failed(status: u16) -> Self {
+        Self {
+            ending: Ending::Upstream,
+            reading: Reading::default(),
+            output: (String::new(), 0),
+            status,
+        }
+    }
+}
+
+/// Whether the client of a request is still there, for everyone who works for it.
+#[derive(Clone, Debug, Default)]
+pub struct Client(Arc<AtomicBool>);
+
+impl Client {
+    /// It hung up.
+    pub fn left(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A request that was admitted and is not settled yet.
+pub struct Bill {
+    ctx: Arc<Context>,
+    facts: Option<Box<Facts>>,
+}
+
+/// What a settlement needs to know of the request.
+struct Facts {
+    id: String,
+    account: AccountId,
+    key: String,
+    endpoint: Endpoint,
+    model: Arc<Model>,
+    price_version: String,
+    attribution: Attribution,
+    stream: bool,
+    asks_1h_cache: bool,
+    /// For an estimate; dropped as soon as the input is known.
+    body: Bytes,
+    started: Instant,
+    ttft: Option<Duration>,
+    upstream: String,
+    client: Client,
+}
+
+/// What opens a bill.
+pub struct Opening {
+    /// The request's id.
+    pub id: String,
+    /// Who pays.
+    pub account: AccountId,
+    /// The key's id.
+    pub key: String,
+    /// Where it came in.
+    pub endpoint: Endpoint,
+    /// The price that it is admitted at.
+    pub model: Arc<Model>,
+    /// The table of that price.
+    pub price_version: String,
+    /// For the usage row.
+    pub attribution: Attribution,
+    /// Whether a stream is asked for.
+    pub stream: bool,
+    /// Whether a cache lifetime of an hour is asked for.
+    pub asks_1h_cache: bool,
+    /// The body, for an estimate.
+    pub body: Bytes,
+    /// When the request came in.
+    pub started: Instant,
+}
+
+impl Bill {
+    /// Opens a bill for a request that the store has admitted.
+    pub fn open(ctx: &Arc<Context>, opening: Opening) -> Self {
+        let Opening { id, account, key, endpoint, model, price_version, .. } = opening;
+        ctx.metrics.in_flight.inc();
+        Self {
+            ctx: Arc::clone(ctx),
+            facts: Some(Box::new(Facts {
+                id,
+                account,
+                key,
+                endpoint,
+                model,
+                price_version,
+                attribution: opening.attribution,
+                stream: opening.stream,
+                asks_1h_cache: opening.asks_1h_cache,
+                body: opening.body,
+                started: opening.started,
+                ttft: None,
+                upstream: String::new(),
+                client: Client::default(),
+            })),
+        }
+    }
+
+    /// From now on the upstream may bill: the request is on its way to it.
+    pub fn sent(&mut self, upstream: &str) {
+        if let Some(facts) = &mut self.facts {
+            upstream.clone_into(&mut facts.upstream);
+        }
+    }
+
+    /// The first byte of the reply's body is here.
+    pub fn first_byte(&mut self) {
+        if let Some(facts) = &mut self.facts
+            && facts.ttft.is_none()
+        {
+            facts.ttft = Some(facts.started.elapsed());
+        }
+    }
+
+    /// Whether the client is still there.
+    pub fn client(&self) -> Client {
+        self.facts.as_ref().map_or_else(Client::default, |facts| facts.client.clone())
+    }
+
+    /// The request's id.
+    pub fn id(&self) -> &str {
+        self.facts.as_ref().map_or("", |facts| &facts.id)
+    }
+
+    /// The model that the request is priced as.
+    pub fn model(&self) -> Option<Arc<Model>> {
+        self.facts.as_ref().map(|facts| Arc::clone(&facts.model))
+    }
+
+    /// Prices what a reply reports; `None` if it reports nothing that can be priced.
+    pub fn price(ctx: &Context, model: &Model, asks_1h: bool, reading: &Reading) -> Option<Credits> {
+        let usage = reading.usage.clone()?;
+        priced(ctx, model, asks_1h, usage, reading, &mut Vec::new()).map(|(_, charge)| charge)
+    }
+
+    /// Settles: debit, entry, usage row and totals in one step, once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Ledger`] when the store cannot take it now; the store keeps it and repeats it.
+    pub async fn settle(mut self, end: End) -> Result<(Settled, Credits), Error> {
+        let Some(facts) = self.facts.take() else {
+            return Err(Error::Overloaded);
+        };
+        self.ctx.metrics.in_flight.dec();
+        let ctx = Arc::clone(&self.ctx);
+        settle(ctx, *facts, end).await
+    }
+
+}
+
+impl Drop for Bill {
+    fn drop(&mut self) {
+        let Some(facts) = self.facts.take() else { return };
+        self.ctx.metrics.in_flight.dec();
+        if facts.upstream.is_empty() {
+            self.ctx.store.release(&facts.account, &facts.id);
+            return;
+        }
+        let end = End {
+            ending: Ending::Ours,
+            reading: Reading::default(),
+            output: (String::new(), 0),
+            status: super::CLIENT_CLOSED,
+        };
+        let ctx = Arc::clone(&self.ctx);
+        self.ctx.tasks.spawn(async move {
+            let id = facts.id.clone();
+            if let Err(error) = settle(ctx, *facts, end).await {
+                tracing::error!(request.id = id, "unsettled: {error}");
+            }
+        });
+    }
+}
+
+/// How long a reply waits for its debit. The store keeps trying; the client is told that its
+/// reply is not whole.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+async fn settle(ctx: Arc<Context>, mut facts: Facts, end: End) -> Result<(Settled, Credits), Error> {
+    let decided = decide(&facts, &end);
+    let mut flags: Vec<&'static str> = end.reading.flags.clone();
+    let model = Arc::clone(&facts.model);
+    let reported = match decided.basis {
+        Basis::Nothing => Some((Usage::default(), Credits::ZERO)),
+        Basis::Reported => end.reading.usage.clone().and_then(|usage| {
+            priced(&ctx, &model, facts.asks_1h_cache, usage, &end.reading, &mut flags)
+        }),
+        Basis::Estimate { .. } => None,
+    };
+    let (usage, charge, source) = match reported {
+        Some((usage, charge)) => (usage, charge, decided.source),
+        None => {
+            let with_output = !matches!(decided.basis, Basis::Estimate { output: false });
+            let body = std::mem::take(&mut facts.body);
+            let usage = estimated(&facts, &end, body, with_output).await;
+            let priced = priced(&ctx, &model, facts.asks_1h_cache, usage, &end.reading, &mut flags);
+            // Our own counts are bounded by the bytes that passed, so this is never reached.
+            let (usage, charge) = priced.unwrap_or_default();
+            (usage, charge, Source::Estimated)
+        }
+    };
+    flags.extend(decided.flag);
+    ctx.metrics.settled(&model.name, decided.outcome, source, &usage, charge);
+    let settlement = Settlement {
+        served_model: served_model(&facts.model, &end.reading, &mut flags),
+        id: facts.id,
+        account: facts.account,
+        key: facts.key,
+        model: model.name.clone(),
+        upstream: facts.upstream,
+        attribution: facts.attribution,
+        usage,
+        charge,
+        price_version: facts.price_version,
+        ttft_ms: facts.ttft.map(millis),
+        latency_ms: millis(facts.started.elapsed()),
+        stream: facts.stream,
+        outcome: decided.outcome,
+        source,
+        http_status: end.status,
+        flags: flags.join(","),
+    };
+    let owner = settlement.account.clone();
+    let object = end.reading.response_id.filter(|_| facts.endpoint == Endpoint::Responses);
+    let committed = async {
+        if let Some(object) = object {
+            // Both wait for the same commit.
+            let (owned, settled) =
+                tokio::join!(ctx.store.own(&owner, &object), ctx.store.settle(settlement));
+            owned.and(settled)
+        } else {
+            ctx.store.settle(settlement).await
+        }
+    };
+    match tokio::time::timeout(PATIENCE, committed).await {
+        Ok(settled) => Ok((settled.map_err(Error::Ledger)?, charge)),
+        Err(_) => Err(Error::Ledger(StoreError::Unavailable("a debit waits for the disk".into()))),
+    }
+}
+
+/// What the charge rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Basis {
+    /// Nothing was used, or nothing that the customer answers for.
+    Nothing,
+    /// The counts of the upstream.
+    Reported,
+    /// Ours: the input, and with `output` also what was delivered.
+    Estimate { output: bool },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Decided {
+    basis: Basis,
+    source: Source,
+    outcome: Outcome,
+    flag: Option<&'static str>,
+}
+
+/// The table of endings: who pays what, and what the row says.
+fn decide(facts: &Facts, end: &End) -> Decided {
+    decide_by(end.ending, &end.reading, facts.client.is_gone())
+}
+
+fn decide_by(ending: Ending, reading: &Reading, client_gone: bool) -> Decided {
+    let failed = reading.failed || ending == Ending::Upstream;
+    let outcome = match (ending, failed, client_gone) {
+        (_, true, _) if reading.output_seen || reading.usage.is_some() => Outcome::UpstreamCut,
+        (_, true, _) => Outcome::UpstreamError,
+        (_, _, true) | (Ending::Ours, ..) => Outcome::ClientClosed,
+        _ => Outcome::Completed,
+    };
+    let reported = if client_gone { Source::Drained } else { Source::Reported };
+    let nothing = |flag| Decided { basis: Basis::Nothing, source: Source::None, outcome, flag };
+    let estimate = |output, flag| Decided {
+        basis: Basis::Estimate { output },
+        source: Source::Estimated,
+        outcome,
+        flag,
+    };
+    if reading.usage.is_some() {
+        return Decided { basis: Basis::Reported, source: reported, outcome, flag: None };
+    }
+    match (ending, reading.output_seen) {
+        // Delivered and cut off: what was delivered, and what it was made from.
+        (Ending::Upstream, true) => estimate(true, None),
+        (Ending::Whole, true) if reading.failed => estimate(true, None),
+        // The upstream failed before it gave anything: its fault, not the customer's.
+        (Ending::Upstream, false) => nothing(Some("upstream_fault")),
+        (Ending::Whole, false) if reading.failed => nothing(None),
+        (Ending::Whole, _) => estimate(true, Some("usage_missing")),
+        // The client left: providers bill the prompt, and what they had generated.
+        (Ending::Ours, output) => estimate(output, None),
+    }
+}
+
+/// Counts that are ours: exact input where the reply gave it, else by tokenizer.
+async fn estimated(facts: &Facts, end: &End, body: Bytes, with_output: bool) -> Usage {
+    let exact = end.reading.input.clone();
+    let (text, bytes) = if with_output { end.output.clone() } else { (String::new(), 0) };
+    let endpoint = facts.endpoint;
+    let model = facts.model.upstreams.first().map_or_else(String::new, |(_, model)| model.clone());
+    // The tokenizer takes milliseconds for a long text: not on a thread that serves others.
+    let counted = tokio::task::spawn_blocking(move || {
+        let mut usage = exact.unwrap_or_else(|| Usage {
+            input: estimate::input_tokens(endpoint, &model, &body),
+            ..Usage::default()
+        });
+        let kept = text.len() as u64;
+        let tokens = estimate::tokens(&model, &text);
+        usage.output = if kept == 0 {
+            bytes.div_ceil(4)
+        } else {
+            // Beyond what is kept, as many tokens a byte as in what is.
+            (u128::from(tokens) * u128::from(bytes.max(kept)) / u128::from(kept))
+                .try_into()
+                .unwrap_or(u64::MAX)
+        };
+        usage
+    });
+    counted.await.unwrap_or_default()
+}
+
+/// The charge for a usage: the model's own price or that of a listed model which answered
+/// instead, and the tokens of other models on the same request by theirs.
+fn priced(
+    ctx: &Context,
+    model: &Model,
+    asks_1h_cache: bool,
+    mut usage: Usage,
+    reading: &Reading,
+    flags: &mut Vec<&'static str>,
+) -> Option<(Usage, Credits)> {
+    let table = ctx.prices.current();
+    let served = reading
+        .model
+        .as_deref()
+        .filter(|served| model.serves.iter().any(|listed| is_same_model(listed, served)));
+    let other = served.and_then(|served| {
+        model
+            .serves
+            .iter()
+            .find(|listed| is_same_model(listed, served))
+            .and_then(|listed| table.find(listed))
+    });
+    let price = other.map_or(&model.price, |other| &other.price);
+    // Without a split by lifetime the dearer one is taken, if it was asked for.
+    if asks_1h_cache && usage.cache_creation_1h == 0 && reading.flags.contains(&"cache_unsplit") {
+        usage.cache_creation_1h = std::mem::take(&mut usage.cache_creation_5m);
+    }
+    let tier = reading.service_tier.as_deref();
+    if tier.is_some_and(|tier| !is_standard(tier) && !price.tiers.contains_key(tier)) {
+        flags.push("unpriced_tier");
+    }
+    let mut total = match charge(&usage, price, tier) {
+        Ok(charge) => charge,
+        Err(_) => {
+            flags.push("usage_invalid");
+            return None;
+        }
+    };
+    for (name, used) in &reading.sub_usages {
+        let own = table.by_upstream_model(name);
+        if own.is_none() {
+            flags.push("unpriced_model");
+        }
+        let price = own.as_ref().map_or(price, |model| &model.price);
+        total = total.checked_add(charge(used, price, None).ok()?)?;
+    }
+    Some((usage, total))
+}
+
+fn is_standard(tier: &str) -> bool {
+    matches!(tier, "default" | "standard" | "auto" | "on_demand" | "standard_only")
+}
+
+/// Whether a reply's model is the one of an entry: the same id, or a dated version of it.
+fn is_same_model(ours: &str, served: &str) -> bool {
+    let ours = ours.rsplit('/').next().unwrap_or(ours);
+    let served = served.rsplit('/').next().unwrap_or(served);
+    served.strip_prefix(ours).is_some_and(|rest| {
+        rest.is_empty() || (rest.starts_with(['-', '@']) && rest[1..].starts_with(|c: char| c.is_ascii_digit()))
+    })
+}
+
+/// The model that answered, where it is neither the one asked for nor a version of it.
+fn served_model(model: &Model, reading: &Reading, flags: &mut Vec<&'static str>) -> Option<String> {
+    let served = reading.model.as_deref().filter(|served| !served.is_empty())?;
+    let known = model.upstreams.iter().map(|(_, name)| name).chain([&model.name]).chain(&model.aliases);
+    if known.into_iter().any(|ours| is_same_model(ours, served) || is_same_model(served, ours)) {
+        return None;
+    }
+    flags.push("served_model");
+    Some(served.chars().filter(|c| !c.is_control()).take(128).collect())
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(usage: bool, output_seen: bool, failed: bool) -> Reading {
+        Reading {
+            usage: usage.then(Usage::default),
+            output_seen,
+            failed,
+            ..Reading::default()
+        }
+    }
+
+    #[test]
+    fn every_ending_has_the_payer_that_the_table_says() {
+        use Basis::{Estimate, Nothing, Reported};
+        use Ending::{Ours, Upstream, Whole};
+        let cases = [
+            // ending, usage, output, failed, client gone → basis, source, outcome
+            (Whole, true, true, false, false, Reported, Source::Reported, Outcome::Completed),
+            (Whole, true, false, false, false, Reported, Source::Reported, Outcome::Completed),
+            (Whole, true, true, false, true, Reported, Source::Drained, Outcome::ClientClosed),
+            (Whole, true, true, true, false, Reported, Source::Reported, Outcome::UpstreamCut),
+            (Ours, true, true, false, true, Reported, Source::Drained, Outcome::ClientClosed),
+            (Ours, false, true, false, true, Estimate { output: true }, Source::Estimated, Outcome::ClientClosed),
+            (Ours, false, false, false, true, Estimate { output: false }, Source::Estimated, Outcome::ClientClosed),
+            (Upstream, false, true, false, false, Estimate { output: true }, Source::Estimated, Outcome::UpstreamCut),
+            (Upstream, true, true, false, false, Reported, Source::Reported, Outcome::UpstreamCut),
+            (Upstream, false, false, false, false, Nothing, Source::None, Outcome::UpstreamError),
+            (Upstream, false, false, false, true, Nothing, Source::None, Outcome::UpstreamError),
+            (Whole, false, false, true, false, Nothing, Source::None, Outcome::UpstreamError),
+            (Whole, false, true, true, false, Estimate { output: true }, Source::Estimated, Outcome::UpstreamCut),
+            (Whole, false, true, false, false, Estimate { output: true }, Source::Estimated, Outcome::Completed),
+            (Whole, false, false, false, false, Estimate { output: true }, Source::Estimated, Outcome::Completed),
+        ];
+        for (ending, usage, output, failed, gone, basis, source, outcome) in cases {
+            let decided = decide_by(ending, &reading(usage, output, failed), gone);
+            let case = (ending, usage, output, failed, gone);
+            assert_eq!((decided.basis, decided.source, decided.outcome), (basis, source, outcome), "{case:?}");
+        }
+    }
+
+    #[test]
+    fn a_dated_version_is_the_same_model_and_a_sibling_is_not() {
+        assert!(is_same_model("gpt-4.1", "gpt-4.1-2025-04-14"));
+        assert!(is_same_model("claude-sonnet-4-5", "claude-sonnet-4-5-20250929"));
+        assert!(is_same_model("anthropic/claude-opus-4.6", "claude-opus-4.6"));
+        assert!(!is_same_model("gpt-4.1", "gpt-4.1-mini"));
+        assert!(!is_same_model("grok-4", "grok-4.3"));
+    }
+}

@@ -1,0 +1,179 @@
+//! What the operator sees: logs and counters. Never a key, a prompt or a reply.
+
+use http::StatusCode;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::billing::{Credits, Usage};
+use crate::config::{Config, LogFormat};
+use crate::store::{Outcome, Source};
+use crate::wire::Endpoint;
+
+/// Starts logging to standard error, once for the process.
+///
+/// A panic is logged by its place alone: its message could hold what a client sent.
+pub fn start(config: &Config) {
+    let level = config.log_level.parse().unwrap_or(LevelFilter::INFO);
+    let builder =
+        tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
+    // A second start in one process keeps the first: tests start several servers.
+    match config.log_format {
+        LogFormat::Text => {
+            use std::io::IsTerminal as _;
+            builder.with_ansi(std::io::stderr().is_terminal()).try_init().ok();
+        }
+        LogFormat::Json => {
+            builder.json().flatten_event(true).try_init().ok();
+        }
+    }
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(|at| format!("{}:{}", at.file(), at.line()));
+        tracing::error!(place = place.unwrap_or_default(), "a task panicked");
+    }));
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByReply {
+    endpoint: &'static str,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByClass {
+    model: String,
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByModel {
+    model: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByEnding {
+    outcome: &'static str,
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByUpstream {
+    upstream: String,
+}
+
+/// Counters, for `/metrics`. None is labelled by account or key: there are too many.
+#[derive(Default)]
+pub struct Metrics {
+    /// Requests that were admitted and are not settled.
+    pub in_flight: Gauge,
+    replies: Family<ByReply, Counter>,
+    tokens: Family<ByClass, Counter>,
+    charged_nano: Family<ByModel, Counter>,
+    settled: Family<ByEnding, Counter>,
+    upstream_failures: Family<ByUpstream, Counter>,
+}
+
+impl Metrics {
+    /// A reply began.
+    pub fn replied(&self, endpoint: Option<Endpoint>, status: StatusCode) {
+        let endpoint = endpoint.map_or("other", endpoint_name);
+        self.replies.get_or_create(&ByReply { endpoint, status: status.as_u16() }).inc();
+    }
+
+    /// A request was priced.
+    pub fn settled(
+        &self,
+        model: &str,
+        outcome: Outcome,
+        source: Source,
+        usage: &Usage,
+        charge: Credits,
+    ) {
+        let count = |class, tokens: u64| {
+            if tokens > 0 {
+                let label = ByClass { model: model.into(), class };
+                self.tokens.get_or_create(&label).inc_by(tokens);
+            }
+        };
+        count("input", usage.input);
+        count("cached_input", usage.cached);
+        count("cache_creation", usage.cache_creation_5m.saturating_add(usage.cache_creation_1h));
+        count("output", usage.output);
+        let label = ByModel { model: model.into() };
+        self.charged_nano.get_or_create(&label).inc_by(charge.nano().unsigned_abs());
+        let ending = ByEnding { outcome: outcome_name(outcome), source: source_name(source) };
+        self.settled.get_or_create(&ending).inc();
+    }
+
+    /// An upstream could not be reached, failed or was too busy.
+    pub fn upstream_failed(&self, upstream: &str) {
+        self.upstream_failures.get_or_create(&ByUpstream { upstream: upstream.into() }).inc();
+    }
+
+    /// All of them in Prometheus' text format.
+    pub fn text(&self) -> String {
+        let mut registry = Registry::with_prefix("farebox");
+        registry.register(
+            "requests_in_flight",
+            "Requests admitted and not settled",
+            self.in_flight.clone(),
+        );
+        registry.register("replies", "Replies by endpoint and status", self.replies.clone());
+        registry.register("tokens", "Tokens settled, by model and class", self.tokens.clone());
+        registry.register(
+            "charged_nano_credits",
+            "Charges by model, in nano-credits",
+            self.charged_nano.clone(),
+        );
+        registry.register(
+            "settled",
+            "Settlements by outcome and by the source of their counts",
+            self.settled.clone(),
+        );
+        registry.register(
+            "upstream_failures",
+            "Upstreams that were not reached, failed or were too busy",
+            self.upstream_failures.clone(),
+        );
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        encode(&mut text, &registry).ok();
+        text
+    }
+}
+
+const fn endpoint_name(endpoint: Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::Chat => "chat",
+        Endpoint::Completions => "completions",
+        Endpoint::Embeddings => "embeddings",
+        Endpoint::Responses => "responses",
+        Endpoint::Messages => "messages",
+        Endpoint::CountTokens => "count_tokens",
+        Endpoint::Generate => "generate",
+        Endpoint::StreamGenerate => "stream_generate",
+    }
+}
+
+const fn outcome_name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Completed => "completed",
+        Outcome::ClientClosed => "client_closed",
+        Outcome::UpstreamError => "upstream_error",
+        Outcome::UpstreamCut => "upstream_cut",
+        Outcome::Abandoned => "abandoned",
+    }
+}
+
+const fn source_name(source: Source) -> &'static str {
+    match source {
+        Source::Reported => "reported",
+        Source::Drained => "drained",
+        Source::Estimated => "estimated",
+        Source::None => "none",
+    }
+}
