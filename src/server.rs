@@ -1,0 +1,349 @@
+//! From settings to a running server, and back down.
+//!
+//! SIGTERM: not ready at once, no new connections, running requests go on for
+//! `drain_timeout`, then their streams end with an error event and are settled from what is
+//! known. A second SIGTERM ends that wait at once. SIGHUP reads the price table again.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::billing::ledger::Kind;
+use crate::config::{Config, Presets};
+use crate::key::{self, Class, KeyHash, Secret};
+use crate::prices::Prices;
+use crate::proxy::{self, Context};
+use crate::store::embedded::{Embedded, Options};
+use crate::store::{AccountId, Grant, Key, Page, Rejection, Store, StoreError};
+use crate::{admin, telemetry};
+
+/// The account of the first start, and of the key that `FAREBOX_CLIENT_KEY` presets.
+const FIRST_ACCOUNT: &str = "default";
+
+/// What a start needs besides the settings.
+pub struct Start {
+    /// Settings.
+    pub config: Config,
+    /// Keys and credits from the environment.
+    pub presets: Presets,
+    /// Where balances live.
+    pub store: Arc<dyn Store>,
+    /// What models cost.
+    pub prices: Arc<Prices>,
+}
+
+/// A server that runs.
+pub struct Running {
+    /// What every request needs.
+    pub ctx: Arc<Context>,
+    /// Where it listens.
+    pub url: String,
+    /// Where its control plane listens.
+    pub admin_url: String,
+    /// The client key, if it was made now.
+    pub client_key: Option<Secret>,
+    closing: CancellationToken,
+    listeners: Vec<tokio::task::JoinHandle<()>>,
+}
+
+/// Serves until told to end.
+///
+/// # Errors
+///
+/// Why it could not start, in one sentence, with the fix.
+pub async fn run(config: Config, presets: Presets) -> anyhow::Result<()> {
+    telemetry::start(&config);
+    let prices = Arc::new(load_prices(&config)?);
+    let store = open_store(&config)?;
+    let mut running = start(Start { config, presets, store, prices }).await?;
+    println!("{}", banner(&running));
+    if let Some(key) = running.client_key.take() {
+        hand_over(&running.ctx.config, &key)?;
+    }
+    println!("listening on {}", running.url);
+    println!("control plane on {}", running.admin_url);
+    running.until_told().await
+}
+
+/// Loads the price table.
+///
+/// # Errors
+///
+/// Every problem of the file, each at its line.
+pub fn load_prices(config: &Config) -> anyhow::Result<Prices> {
+    let path = Some(config.pricing.as_path()).filter(|path| !path.as_os_str().is_empty());
+    Ok(Prices::load(path)?)
+}
+
+/// Opens the database, and makes its folder on the first start.
+///
+/// # Errors
+///
+/// When the folder cannot be written, or the file is held, damaged or too new.
+pub fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    let options = Options { synchronous: config.synchronous.into(), ..Options::default() };
+    Ok(Embedded::open(config.store_path(), options)?)
+}
+
+/// Opens both listeners.
+///
+/// # Errors
+///
+/// When an address is taken, or the first account and keys cannot be made.
+pub async fn start(start: Start) -> anyhow::Result<Running> {
+    let Start { config, presets, store, prices } = start;
+    let listener = bind(config.listen, "FAREBOX_LISTEN").await?;
+    let admin_listener = bind(config.admin_listen, "FAREBOX_ADMIN_LISTEN").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let admin_url = format!("http://{}", admin_listener.local_addr()?);
+    let admin_key = admin_key(&config, &presets)?;
+    let client_key = first_account(store.as_ref(), &presets).await?;
+
+    let hosts = config.admin_hosts.clone();
+    let ctx = Arc::new(Context::new(config, Arc::clone(&store), Arc::clone(&prices)));
+    let closing = CancellationToken::new();
+    let is_closing = Arc::new(AtomicBool::new(false));
+    let admin_state = {
+        let (ctx, prices) = (Arc::clone(&ctx), Arc::clone(&prices));
+        admin::State {
+            store,
+            prices: Arc::new(move || prices.current()),
+            admin_key: KeyHash::of(admin_key.expose()),
+            metrics_text: Arc::new(move || ctx.metrics.text()),
+            hosts: hosts.into(),
+            closing: is_closing.clone(),
+        }
+    };
+    let admin = tokio::spawn({
+        let stop = ctx.stop.clone();
+        async move {
+            let served = axum::serve(admin_listener, admin::router(admin_state))
+                .with_graceful_shutdown(stop.cancelled_owned());
+            if let Err(error) = served.await {
+                tracing::error!("the control plane ended: {error}");
+            }
+        }
+    });
+    let inference = tokio::spawn(proxy::listen(Arc::clone(&ctx), listener, closing.clone()));
+    tokio::spawn({
+        let closing = closing.clone();
+        async move {
+            closing.cancelled().await;
+            is_closing.store(true, Ordering::Relaxed);
+        }
+    });
+    tokio::spawn(Arc::clone(&prices).watch(closing.clone()));
+    Ok(Running { ctx, url, admin_url, client_key, closing, listeners: vec![inference, admin] })
+}
+
+async fn bind(address: std::net::SocketAddr, variable: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}: end what uses it, or set {variable} to another")
+    })
+}
+
+impl Running {
+    /// Serves until SIGTERM or SIGINT; then ends in the way that this file's head says.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be closed.
+    pub async fn until_told(self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => self.ctx.prices.reload_and_log().await,
+            }
+        }
+        tracing::info!("ending: running requests may go on; a second signal ends them");
+        let again = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        self.end(again).await
+    }
+
+    /// Ends: waits for what runs, at most `drain_timeout` or until `hurry`.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be closed.
+    pub async fn end(mut self, hurry: impl Future<Output = ()>) -> anyhow::Result<()> {
+        self.closing.cancel();
+        let inference = self.listeners.remove(0);
+        let tasks = self.ctx.tasks.clone();
+        tasks.close();
+        let patience = self.ctx.config.drain_timeout;
+        {
+            let mut finished = std::pin::pin!(async {
+                inference.await.ok();
+                tasks.wait().await;
+            });
+            tokio::select! {
+                () = &mut finished => {}
+                () = tokio::time::sleep(patience) => {}
+                () = hurry => {}
+            }
+            // From here on nothing waits for an upstream any more.
+            self.ctx.stop.cancel();
+            tokio::time::timeout(Duration::from_secs(10), finished).await.ok();
+        }
+        for listener in self.listeners {
+            listener.abort();
+        }
+        self.ctx.store.close().await.context("the ledger could not be closed")
+    }
+}
+
+/// The admin key: the preset, else the one of the file beside the store, made on the first
+/// start. The file is readable by its owner alone, and is what the command line signs with.
+fn admin_key(config: &Config, presets: &Presets) -> anyhow::Result<Secret> {
+    if let Some(key) = &presets.admin_key {
+        return Ok(key.clone());
+    }
+    let path = admin_key_path(config);
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.trim().len() >= 8 => Ok(Secret::new(text.trim())),
+        Ok(_) => bail!("{} holds no key: delete it, and a new one is made", path.display()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let key = key::generate(Class::Admin)?;
+            write_private(&path, key.expose())?;
+            Ok(key)
+        }
+        Err(error) => bail!("{} cannot be read ({error}): check its owner", path.display()),
+    }
+}
+
+/// Where the admin key is kept.
+pub fn admin_key_path(config: &Config) -> PathBuf {
+    config.data_dir().join("admin-key")
+}
+
+fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("{} cannot be written: check the folder", path.display()))?;
+    writeln!(file, "{text}")?;
+    Ok(file.sync_all()?)
+}
+
+/// On the first start: the account `default` with a key. Then, at each start, the presets.
+async fn first_account(store: &dyn Store, presets: &Presets) -> anyhow::Result<Option<Secret>> {
+    let id = AccountId(FIRST_ACCOUNT.into());
+    let none_yet = store.accounts(Page { cursor: None, limit: 1 }).await?.data.is_empty();
+    let presets_need_it = presets.client_key.is_some() || presets.initial_credits.is_some();
+    let mut made = None;
+    if none_yet || presets_need_it {
+        match store.create_account(id.clone(), FIRST_ACCOUNT.into()).await {
+            Ok(_) if none_yet && presets.client_key.is_none() => {
+                let key = key::generate(Class::Client)?;
+                keep_key(store, &id, "first", &key).await?;
+                made = Some(key);
+            }
+            Ok(_) | Err(StoreError::Conflict(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if let Some(key) = &presets.client_key
+        && store.key(&KeyHash::of(key.expose())).await?.is_none()
+    {
+        keep_key(store, &id, "preset", key).await?;
+    }
+    if let Some(amount) = presets.initial_credits.filter(|amount| amount.is_positive()) {
+        let grant = Grant {
+            account: id,
+            kind: Kind::Topup,
+            amount,
+            note: "initial credits".into(),
+            id: "initial-credits".into(),
+        };
+        match store.grant(grant).await {
+            Ok(_) => {}
+            Err(StoreError::Conflict(_)) => tracing::warn!(
+                "FAREBOX_INITIAL_CREDITS was granted before with another amount and is left alone"
+            ),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(made)
+}
+
+async fn keep_key(
+    store: &dyn Store,
+    account: &AccountId,
+    name: &str,
+    key: &Secret,
+) -> Result<Key, StoreError> {
+    let record = Key {
+        id: format!("key_{}", ulid::Ulid::generate().to_string().to_lowercase()),
+        account: account.clone(),
+        name: name.into(),
+        tag: None,
+        models: Vec::new(),
+        rejection: Rejection::default(),
+        last4: key::last4(key.expose()),
+        created_at: jiff::Timestamp::now().as_millisecond(),
+        expires_at: None,
+        revoked_at: None,
+    };
+    store.create_key(record, KeyHash::of(key.expose())).await
+}
+
+/// Shows the first client key once. Logs of containers are kept, so where nobody watches
+/// only the path of a private file is shown.
+fn hand_over(config: &Config, key: &Secret) -> anyhow::Result<()> {
+    if std::io::stdout().is_terminal() {
+        println!("  Client key (shown only once)  {}\n", key.expose());
+    } else {
+        let path = config.data_dir().join("client-key");
+        write_private(&path, key.expose())?;
+        println!("  Client key                    in {} (delete it once copied)\n", path.display());
+    }
+    Ok(())
+}
+
+/// What a person needs after the start.
+pub fn banner(running: &Running) -> String {
+    let config = &running.ctx.config;
+    let table = running.ctx.prices.current();
+    let priced = table.models.iter().filter(|model| running.ctx.is_callable(model)).count();
+    let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+    let upstreams = if names.is_empty() {
+        "none: set OPENAI_API_KEY, ANTHROPIC_API_KEY, … or try `farebox demo`".to_owned()
+    } else {
+        format!("{} ({priced} priced models)", names.join(", "))
+    };
+    let reach = |url: &str| url.replace("//0.0.0.0:", "//localhost:").replace("//[::]:", "//localhost:");
+    format!(
+        "farebox {version}   store {store}   upstreams {upstreams}\n\n\
+         \x20 Base URL for OpenClaw / n8n   {base}/v1\n\
+         \x20 Control plane                 {admin}\n\
+         \x20 Admin key                     {admin_key}\n\n\
+         \x20 Next:  farebox key create --name openclaw\n\
+         \x20        farebox credit add 10 --note trial\n",
+        version = env!("CARGO_PKG_VERSION"),
+        store = config.store,
+        base = reach(&running.url),
+        admin = reach(&running.admin_url),
+        admin_key = admin_key_path(config).display(),
+    )
+}
