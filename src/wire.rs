@@ -1,8 +1,10 @@
 //! The formats spoken with clients and upstreams: the only code that knows JSON shapes.
 //!
-//! [`request`] reads what a client sends and writes what goes upstream; [`meter`] reads
-//! what a reply used while its bytes pass; [`estimate`] counts where nothing was reported.
+//! [`request`] reads what a client sends and writes what goes upstream; [`attribution`]
+//! says who it is for; [`meter`] reads what a reply used while its bytes pass; [`estimate`]
+//! counts where nothing was reported.
 
+pub mod attribution;
 pub mod estimate;
 pub mod json;
 pub mod meter;

@@ -1,1 +1,415 @@
-//! (filled in next)
+//! Strict JSON: one check of a whole document, then cheap views into it.
+//!
+//! [`object`] checks every byte once: UTF-8, grammar, escapes, depth, size, and that no
+//! object gives a name twice, however the name is escaped. Parsers differ in which of two
+//! equal names they take, and that difference would let a request be priced as one thing
+//! and run as another. [`Value`]s of a checked document are slices of it: nothing is
+//! copied or allocated for values that nobody reads.
+
+use std::borrow::Cow;
+
+use memchr::memchr2;
+
+use scanner::Scanner;
+
+mod scanner;
+
+/// Why a document is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// It is not JSON, or more of it than we take.
+    Syntax {
+        /// What is wrong.
+        reason: &'static str,
+        /// The byte where it is wrong.
+        offset: usize,
+    },
+    /// An object gives a name twice.
+    DuplicateKey {
+        /// The name, unescaped.
+        key: String,
+        /// The byte where the second one begins.
+        offset: usize,
+    },
+}
+
+/// One value of a checked document, as it is written there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Value<'a> {
+    raw: &'a str,
+}
+
+/// One field of the document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field<'a> {
+    /// The name, unescaped; borrowed if it is written without escapes.
+    pub key: Cow<'a, str>,
+    /// The value.
+    pub value: Value<'a>,
+    /// The objects in the value, if it is an array: noted in passing, so that a long list
+    /// of messages need not be walked to find the last one.
+    pub objects: Vec<Value<'a>>,
+}
+
+/// One field of an object inside a checked document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member<'a> {
+    /// The name, unescaped; borrowed if it is written without escapes.
+    pub key: Cow<'a, str>,
+    /// The value.
+    pub value: Value<'a>,
+}
+
+/// Checks a document that must be an object, and returns its fields in order.
+///
+/// # Errors
+///
+/// [`Error`], with the offset of the first thing wrong; a duplicate name is noticed at the
+/// end of its object.
+pub fn object(document: &[u8]) -> Result<Vec<Field<'_>>, Error> {
+    if document.starts_with(b"\xef\xbb\xbf") {
+        return Err(Error::Syntax { reason: "a byte order mark", offset: 0 });
+    }
+    let text = std::str::from_utf8(document).map_err(|error| Error::Syntax {
+        reason: "the text is not UTF-8",
+        offset: error.valid_up_to(),
+    })?;
+    Scanner::new(text).document()
+}
+
+impl<'a> Value<'a> {
+    /// The value as it is written, without the space around it.
+    pub fn raw(self) -> &'a str {
+        self.raw
+    }
+
+    /// Whether it is `null`.
+    pub fn is_null(self) -> bool {
+        self.raw == "null"
+    }
+
+    /// The boolean, if it is one.
+    pub fn boolean(self) -> Option<bool> {
+        match self.raw {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => None,
+        }
+    }
+
+    /// The number, if it is written as a whole one without sign, fraction or exponent:
+    /// of `1e2` and `100.0` parsers think differently.
+    pub fn unsigned(self) -> Option<u64> {
+        self.raw.parse().ok()
+    }
+
+    /// The string, if it is one; borrowed if it is written without escapes.
+    pub fn string(self) -> Option<Cow<'a, str>> {
+        self.quoted().map(unescape)
+    }
+
+    /// The characters of the string, decoded as they are asked for; none if it is no string.
+    pub fn chars(self) -> impl Iterator<Item = char> + 'a {
+        Chars { text: self.quoted().unwrap_or_default(), at: 0 }
+    }
+
+    /// The fields, if it is an object.
+    pub fn members(self) -> Option<Members<'a>> {
+        self.raw.starts_with('{').then_some(Members { text: self.raw, at: 1 })
+    }
+
+    /// The items, if it is an array.
+    pub fn items(self) -> Option<Items<'a>> {
+        self.raw.starts_with('[').then_some(Items { text: self.raw, at: 1 })
+    }
+
+    /// The field of this name, if it is an object that has it.
+    pub fn get(self, name: &str) -> Option<Value<'a>> {
+        self.members()?.find(|member| member.key == name).map(|member| member.value)
+    }
+
+    /// What stands between the quotes.
+    fn quoted(self) -> Option<&'a str> {
+        self.raw.strip_prefix('"')?.strip_suffix('"')
+    }
+}
+
+/// The fields of an object, in order.
+#[derive(Clone, Debug)]
+pub struct Members<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Iterator for Members<'a> {
+    type Item = Member<'a>;
+
+    fn next(&mut self) -> Option<Member<'a>> {
+        let bytes = self.text.as_bytes();
+        let key = gap(bytes, self.at);
+        if bytes[key] == b'}' {
+            self.at = key;
+            return None;
+        }
+        let key_end = pass(bytes, key);
+        let value = gap(bytes, key_end);
+        self.at = pass(bytes, value);
+        Some(Member {
+            key: unescape(&self.text[key + 1..key_end - 1]),
+            value: Value { raw: &self.text[value..self.at] },
+        })
+    }
+}
+
+/// The items of an array, in order.
+#[derive(Clone, Debug)]
+pub struct Items<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Iterator for Items<'a> {
+    type Item = Value<'a>;
+
+    fn next(&mut self) -> Option<Value<'a>> {
+        let bytes = self.text.as_bytes();
+        let start = gap(bytes, self.at);
+        if bytes[start] == b']' {
+            self.at = start;
+            return None;
+        }
+        self.at = pass(bytes, start);
+        Some(Value { raw: &self.text[start..self.at] })
+    }
+}
+
+/// Where the next name, value or closing bracket of a checked document begins.
+fn gap(bytes: &[u8], mut at: usize) -> usize {
+    while matches!(bytes[at], b' ' | b'\n' | b'\r' | b'\t' | b',' | b':') {
+        at += 1;
+    }
+    at
+}
+
+/// Where a value of a checked document ends.
+fn pass(bytes: &[u8], start: usize) -> usize {
+    let mut depth = 0_usize;
+    let mut at = start;
+    loop {
+        match bytes[at] {
+            b'"' => at = pass_string(bytes, at),
+            b'{' | b'[' => {
+                depth += 1;
+                at += 1;
+            }
+            b'}' | b']' => {
+                depth -= 1;
+                at += 1;
+            }
+            _ if depth > 0 => at += 1,
+            _ => return pass_scalar(bytes, at),
+        }
+        if depth == 0 {
+            return at;
+        }
+    }
+}
+
+/// Where a string of a checked document ends, whose quote is at `start`.
+fn pass_string(bytes: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while let Some(found) = memchr2(b'"', b'\\', &bytes[at..]) {
+        at += found;
+        if bytes[at] == b'"' {
+            break;
+        }
+        at += 2;
+    }
+    at + 1
+}
+
+/// Where a number or a literal of a checked document ends.
+fn pass_scalar(bytes: &[u8], start: usize) -> usize {
+    let ends = |byte: &u8| matches!(byte, b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t');
+    bytes[start..].iter().position(ends).map_or(bytes.len(), |length| start + length)
+}
+
+/// The characters of what stands between the quotes of a checked string.
+struct Chars<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl Iterator for Chars<'_> {
+    type Item = char;
+
+    fn next(&mut self) -> Option<char> {
+        let next = self.text[self.at..].chars().next()?;
+        if next == '\\' {
+            let (decoded, end) = escape(self.text.as_bytes(), self.at).ok()?;
+            self.at = end;
+            return Some(decoded);
+        }
+        self.at += next.len_utf8();
+        Some(next)
+    }
+}
+
+/// The text of what stands between the quotes of a checked string.
+fn unescape(quoted: &str) -> Cow<'_, str> {
+    if quoted.contains('\\') {
+        Cow::Owned(Chars { text: quoted, at: 0 }.collect())
+    } else {
+        Cow::Borrowed(quoted)
+    }
+}
+
+/// The character that the backslash at `at` begins, and where its escape ends.
+fn escape(bytes: &[u8], at: usize) -> Result<(char, usize), Error> {
+    let plain = match bytes.get(at + 1) {
+        Some(b'u') => return unicode_escape(bytes, at),
+        Some(&(b'"' | b'\\' | b'/')) => bytes[at + 1],
+        Some(b'b') => b'\x08',
+        Some(b'f') => b'\x0c',
+        Some(b'n') => b'\n',
+        Some(b'r') => b'\r',
+        Some(b't') => b'\t',
+        _ => return Err(Error::Syntax { reason: "an escape that JSON does not have", offset: at }),
+    };
+    Ok((char::from(plain), at + 2))
+}
+
+/// The character of a `\uXXXX`, or of two of them that are a surrogate pair.
+fn unicode_escape(bytes: &[u8], at: usize) -> Result<(char, usize), Error> {
+    let high = hexadecimal(bytes, at + 2)
+        .ok_or(Error::Syntax { reason: "an escape without four hexadecimal digits", offset: at })?;
+    if let Some(character) = char::from_u32(high) {
+        return Ok((character, at + 6));
+    }
+    let low = match bytes.get(at + 6..at + 8) {
+        Some(b"\\u") if high < 0xdc00 => hexadecimal(bytes, at + 8),
+        _ => None,
+    };
+    match low {
+        Some(low @ 0xdc00..=0xdfff) => {
+            let pair = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
+            let character = char::from_u32(pair).expect("a surrogate pair is a character");
+            Ok((character, at + 12))
+        }
+        _ => Err(Error::Syntax { reason: "half of a surrogate pair", offset: at }),
+    }
+}
+
+/// The number that the four hexadecimal digits at `at` write.
+fn hexadecimal(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..at + 4)?.iter().try_fold(0, |number, &digit| {
+        let digit = char::from(digit).to_digit(16)?;
+        Some(number * 16 + digit)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The value of the field `v` of a document.
+    fn value(document: &str) -> Value<'_> {
+        object(document.as_bytes()).unwrap()[0].value
+    }
+
+    #[test]
+    fn fields_come_in_order_and_raw() {
+        let fields = object(br#" { "b" : [1, 2] ,"a":"x\ny","c\u0064":{ } } "#).unwrap();
+        let pairs: Vec<_> = fields.iter().map(|f| (&*f.key, f.value.raw())).collect();
+        assert_eq!(pairs, [("b", "[1, 2]"), ("a", r#""x\ny""#), ("cd", "{ }")]);
+        assert_eq!(object(b"{}"), Ok(vec![]));
+    }
+
+    #[test]
+    fn values_are_read_only_as_what_they_are() {
+        assert_eq!(
+            value(r#"{"v":"\ud83d\ude00\u0041\/\b\f\n\r\t\"\\é"}"#).string().unwrap(),
+            "😀A/\u{8}\u{c}\n\r\t\"\\é"
+        );
+        assert!(matches!(value(r#"{"v":"plain"}"#).string(), Some(Cow::Borrowed("plain"))));
+        assert_eq!(value(r#"{"v":1}"#).string(), None);
+        assert_eq!(value(r#"{"v":"true"}"#).boolean(), None);
+        assert_eq!(value(r#"{"v":false}"#).boolean(), Some(false));
+        assert_eq!(value(r#"{"v":18446744073709551615}"#).unsigned(), Some(u64::MAX));
+        for other in ["18446744073709551616", "-1", "-0", "1.0", "1e2", "\"1\"", "null", "true"] {
+            assert_eq!(value(&format!(r#"{{"v":{other}}}"#)).unsigned(), None, "{other}");
+        }
+        assert!(value(r#"{"v":null}"#).is_null());
+    }
+
+    #[test]
+    fn nested_values_are_found_among_text_that_looks_like_structure() {
+        let document = r#"{"v":{"a":"}]\"{[" , "b":[{"c":[1 , -2.5e3,"]"]},null],"t":true}}"#;
+        let value = value(document);
+        assert_eq!(value.get("t").unwrap().boolean(), Some(true));
+        let items: Vec<_> = value.get("b").unwrap().items().unwrap().map(Value::raw).collect();
+        assert_eq!(items, [r#"{"c":[1 , -2.5e3,"]"]}"#, "null"]);
+        assert_eq!(value.get("b").unwrap().members().map(Iterator::count), None);
+        assert_eq!(value.get("absent"), None);
+    }
+
+    /// Any JSON value, as a tree.
+    fn tree() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            ".*".prop_map(Into::into),
+        ];
+        leaf.prop_recursive(6, 64, 20, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..20).prop_map(Into::into),
+                prop::collection::vec((".*", inner), 0..20)
+                    .prop_map(|pairs| serde_json::Value::Object(pairs.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// The tree that the views of this module show.
+    fn rebuilt(value: Value<'_>) -> serde_json::Value {
+        if let Some(items) = value.items() {
+            items.map(rebuilt).collect::<Vec<_>>().into()
+        } else if let Some(members) = value.members() {
+            members.map(|member| (member.key.into_owned(), rebuilt(member.value))).collect()
+        } else if let Some(string) = value.string() {
+            assert!(value.chars().eq(string.chars()));
+            string.into_owned().into()
+        } else {
+            serde_json::from_str(value.raw()).unwrap()
+        }
+    }
+
+    proptest! {
+        /// What is written is read back, compact or spread out.
+        #[test]
+        fn every_document_reads_as_what_was_written(tree in tree(), spread in any::<bool>()) {
+            let document = serde_json::json!({ "v": tree });
+            let text = if spread {
+                serde_json::to_string_pretty(&document).unwrap()
+            } else {
+                document.to_string()
+            };
+            let field = &object(text.as_bytes()).unwrap()[0];
+            let items = field.value.items().into_iter().flatten();
+            prop_assert!(items.filter(|item| item.members().is_some()).eq(field.objects.iter().copied()));
+            prop_assert_eq!(rebuilt(field.value), tree);
+        }
+
+        /// No bytes make it panic.
+        #[test]
+        fn arbitrary_bytes_are_an_answer_and_not_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(fields) = object(&bytes) {
+                for field in fields {
+                    rebuilt(field.value);
+                }
+            }
+        }
+    }
+}

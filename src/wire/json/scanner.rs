@@ -1,0 +1,411 @@
+//! The one pass that checks a document.
+
+use std::borrow::Cow;
+
+use memchr::memchr2;
+
+use super::{Error, Field, Value, escape, unescape};
+
+/// Objects and arrays inside each other, the outermost one included.
+const MAX_DEPTH: usize = 64;
+
+/// Names and values in one document.
+const MAX_TOKENS: usize = 1_000_000;
+
+/// Up to here, names of one object are compared in pairs, which needs no memory.
+const FEW_NAMES: usize = 16;
+
+/// A name of an object that is being read.
+struct Name<'a> {
+    text: Cow<'a, str>,
+    offset: usize,
+}
+
+/// What surrounds the place that is being read.
+#[derive(Clone, Copy)]
+enum Container {
+    Array,
+    /// With the place in [`Scanner::names`] where its names begin.
+    Object {
+        first_name: usize,
+    },
+}
+
+/// The one pass that checks a document.
+pub(super) struct Scanner<'a> {
+    text: &'a str,
+    bytes: &'a [u8],
+    at: usize,
+    tokens: usize,
+    /// Names of the objects around `at`, outermost first.
+    names: Vec<Name<'a>>,
+}
+
+impl<'a> Scanner<'a> {
+    pub(super) fn new(text: &'a str) -> Self {
+        Self { text, bytes: text.as_bytes(), at: 0, tokens: 0, names: Vec::new() }
+    }
+
+    /// Checks the document, and returns its fields.
+    pub(super) fn document(&mut self) -> Result<Vec<Field<'a>>, Error> {
+        self.space();
+        self.expect(b'{', "an object was expected")?;
+        self.space();
+        let mut fields = Vec::with_capacity(16);
+        let mut names = Vec::with_capacity(16);
+        if self.peek() != Some(b'}') {
+            loop {
+                let name = self.name()?;
+                let start = self.at;
+                let objects = self.value()?;
+                let value = Value { raw: &self.text[start..self.at] };
+                fields.push(Field { key: name.text.clone(), value, objects });
+                names.push(name);
+                self.space();
+                if self.peek() != Some(b',') {
+                    break;
+                }
+                self.at += 1;
+                self.space();
+            }
+        }
+        self.expect(b'}', "a comma or the end of the object was expected")?;
+        distinct(&mut names)?;
+        self.space();
+        match self.peek() {
+            None => Ok(fields),
+            Some(_) => Err(self.wrong("something follows the document")),
+        }
+    }
+
+    /// Checks one value with everything in it, and stands behind it. Never recurses.
+    /// Returns the objects that are items of the value, if it is an array.
+    fn value(&mut self) -> Result<Vec<Value<'a>>, Error> {
+        let mut around = [Container::Array; MAX_DEPTH];
+        // The object of `document` is around all of them.
+        let mut depth = 1;
+        let mut objects = Vec::new();
+        let mut item_start = self.at;
+        loop {
+            self.token()?;
+            let opened = match self.peek() {
+                Some(b'{') => Some(Container::Object { first_name: self.names.len() }),
+                Some(b'[') => Some(Container::Array),
+                Some(b'"') => self.string().map(|_| None)?,
+                Some(b'-' | b'0'..=b'9') => self.number().map(|()| None)?,
+                Some(_) => self.literal().map(|()| None)?,
+                None => return Err(self.wrong("the document ends too early")),
+            };
+            if let Some(container) = opened {
+                if depth == MAX_DEPTH {
+                    return Err(self.wrong("more than 64 levels"));
+                }
+                if depth == 2 {
+                    item_start = self.at;
+                }
+                around[depth] = container;
+                depth += 1;
+                self.at += 1;
+                self.space();
+                match (container, self.peek()) {
+                    // An empty one ends below, like any other.
+                    (Container::Array, Some(b']')) | (Container::Object { .. }, Some(b'}')) => {}
+                    (Container::Array, _) => continue,
+                    (Container::Object { .. }, _) => {
+                        let name = self.name()?;
+                        self.names.push(name);
+                        continue;
+                    }
+                }
+            }
+            // A value has ended here, and with it all containers that end here.
+            loop {
+                if depth == 1 {
+                    return Ok(objects);
+                }
+                self.space();
+                let container = around[depth - 1];
+                match (container, self.peek()) {
+                    (Container::Array, Some(b',')) => {
+                        self.at += 1;
+                        self.space();
+                        break;
+                    }
+                    (Container::Object { .. }, Some(b',')) => {
+                        self.at += 1;
+                        self.space();
+                        let name = self.name()?;
+                        self.names.push(name);
+                        break;
+                    }
+                    (Container::Array, Some(b']')) => {}
+                    (Container::Object { first_name }, Some(b'}')) => {
+                        distinct(&mut self.names[first_name..])?;
+                        self.names.truncate(first_name);
+                    }
+                    _ => return Err(self.wrong("a comma or a closing bracket was expected")),
+                }
+                self.at += 1;
+                depth -= 1;
+                if let (2, Container::Array, Container::Object { .. }) =
+                    (depth, around[1], container)
+                {
+                    objects.push(Value { raw: &self.text[item_start..self.at] });
+                }
+            }
+        }
+    }
+
+    /// Checks a name and its colon, and stands before the value.
+    fn name(&mut self) -> Result<Name<'a>, Error> {
+        self.token()?;
+        if self.peek() != Some(b'"') {
+            return Err(self.wrong("a name in quotes was expected"));
+        }
+        let offset = self.at;
+        let quoted = self.string()?;
+        self.space();
+        self.expect(b':', "a colon was expected")?;
+        self.space();
+        Ok(Name { text: unescape(quoted), offset })
+    }
+
+    /// Checks a string whose quote is next, and returns what stands between the quotes.
+    fn string(&mut self) -> Result<&'a str, Error> {
+        let start = self.at + 1;
+        let mut at = start;
+        loop {
+            match memchr2(b'"', b'\\', &self.bytes[at..]) {
+                None => return Err(self.wrong("a string does not end")),
+                Some(found) if self.bytes[at + found] == b'"' => {
+                    at += found;
+                    break;
+                }
+                Some(found) => at = escape(self.bytes, at + found)?.1,
+            }
+        }
+        let quoted = &self.bytes[start..at];
+        // Without an early end, so that the compiler makes vector code of it.
+        if quoted.iter().fold(false, |found, byte| found | (*byte < 0x20)) {
+            let found = quoted.iter().position(|byte| *byte < 0x20).unwrap_or_default();
+            let reason = "a control character in a string";
+            return Err(Error::Syntax { reason, offset: start + found });
+        }
+        self.at = at + 1;
+        Ok(&self.text[start..at])
+    }
+
+    fn number(&mut self) -> Result<(), Error> {
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        match self.peek() {
+            Some(b'0') => self.at += 1,
+            _ => self.digits()?,
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.peek() {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<(), Error> {
+        let length = self.bytes[self.at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        if length == 0 {
+            return Err(self.wrong("a digit was expected"));
+        }
+        self.at += length;
+        Ok(())
+    }
+
+    fn literal(&mut self) -> Result<(), Error> {
+        let rest = &self.bytes[self.at..];
+        let literal =
+            ["true", "false", "null"].iter().find(|text| rest.starts_with(text.as_bytes()));
+        let literal = literal.ok_or_else(|| self.wrong("a value was expected"))?;
+        self.at += literal.len();
+        Ok(())
+    }
+
+    /// Counts a name or a value.
+    fn token(&mut self) -> Result<(), Error> {
+        self.tokens += 1;
+        if self.tokens > MAX_TOKENS {
+            return Err(self.wrong("more than 1,000,000 names and values"));
+        }
+        Ok(())
+    }
+
+    fn space(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn expect(&mut self, byte: u8, reason: &'static str) -> Result<(), Error> {
+        if self.peek() != Some(byte) {
+            return Err(self.wrong(reason));
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    fn wrong(&self, reason: &'static str) -> Error {
+        Error::Syntax { reason, offset: self.at }
+    }
+}
+
+/// Refuses a name that stands twice among the names of one object. May reorder them.
+fn distinct(names: &mut [Name<'_>]) -> Result<(), Error> {
+    let twice = if names.len() <= FEW_NAMES {
+        (1..names.len()).find(|&at| names[..at].iter().any(|name| name.text == names[at].text))
+    } else {
+        names.sort_unstable_by(|a, b| (&a.text, a.offset).cmp(&(&b.text, b.offset)));
+        (1..names.len()).find(|&at| names[at - 1].text == names[at].text)
+    };
+    match twice {
+        None => Ok(()),
+        Some(at) => Err(Error::DuplicateKey {
+            key: names[at].text.clone().into_owned(),
+            offset: names[at].offset,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::json::object;
+
+    fn syntax(document: &[u8]) -> (&'static str, usize) {
+        match object(document) {
+            Err(Error::Syntax { reason, offset }) => (reason, offset),
+            other => panic!("{:?} gave {other:?}", String::from_utf8_lossy(document)),
+        }
+    }
+
+    fn duplicate(document: &str) -> (String, usize) {
+        match object(document.as_bytes()) {
+            Err(Error::DuplicateKey { key, offset }) => (key, offset),
+            other => panic!("{document} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_other_parsers_would_let_pass_is_an_error_with_its_place() {
+        let cases: &[(&[u8], usize)] = &[
+            (b"\xef\xbb\xbf{}", 0),
+            (b"\xff\xfe{\0}\0", 0),
+            (b"{\"a\":\"\xc3\x28\"}", 6),
+            (b"", 0),
+            (b"[]", 0),
+            (b"{} {}", 3),
+            (b"{}\0", 2),
+            (b"{\"a\":1,}", 7),
+            (b"{\"a\":[1,]}", 8),
+            (b"{\"a\":[,1]}", 6),
+            (b"{,}", 1),
+            (b"{\"a\" 1}", 5),
+            (b"{\"a\":}", 5),
+            (b"{a:1}", 1),
+            (b"{'a':1}", 1),
+            (b"{\"a\":NaN}", 5),
+            (b"{\"a\":Infinity}", 5),
+            (b"{\"a\":-Infinity}", 6),
+            (b"{\"a\":tru}", 5),
+            (b"{\"a\":nulll}", 9),
+            (b"{\"a\":01}", 6),
+            (b"{\"a\":+1}", 5),
+            (b"{\"a\":1.}", 7),
+            (b"{\"a\":.5}", 5),
+            (b"{\"a\":1e}", 7),
+            (b"{\"a\":0x10}", 6),
+            (b"{\"a\":1/*x*/}", 6),
+            (b"{\"a\":1}//x", 7),
+            (b"{\"a\":\"\t\"}", 6),
+            (b"{\"a\":\"\0\"}", 6),
+            (b"{\"a\":\"x", 5),
+            (b"{\"a\":\"x\\", 7),
+            (b"{\"a\":\"\\x41\"}", 6),
+            (b"{\"a\":\"\\u00g0\"}", 6),
+            (b"{\"a\":\"\\u+123\"}", 6),
+            (b"{\"a\":\"\\ud800\"}", 6),
+            (b"{\"a\":\"\\udc00\\ud800\"}", 6),
+            (b"{\"a\":\"\\ud800\\u0041\"}", 6),
+            (b"{\"a\":[}", 6),
+            (b"{\"a\":{]}", 6),
+            (b"{\"a\":[1}", 7),
+            (b"{\"a\":1", 6),
+            (b"{\"a\":", 5),
+            (b"{\x0b\"a\":1}", 1),
+        ];
+        for (document, offset) in cases {
+            assert_eq!(syntax(document).1, *offset, "{:?}", String::from_utf8_lossy(document));
+        }
+    }
+
+    #[test]
+    fn a_name_given_twice_is_refused_at_every_level_however_it_is_written() {
+        assert_eq!(duplicate(r#"{"model":1,"mod\u0065l":2}"#), ("model".into(), 11));
+        assert_eq!(duplicate(r#"{"a":{"b":1,"\u0062":2}}"#), ("b".into(), 12));
+        assert_eq!(duplicate(r#"{"a":[{"b":1},{"c":{},"c":[]}]}"#), ("c".into(), 22));
+        let many: String = (0..40).map(|n| format!(r#""k{n}":{{"x":1}},"#)).collect();
+        assert_eq!(duplicate(&format!(r#"{{"o":{{{many}"k7":0}}}}"#)).0, "k7");
+        assert!(object(format!(r#"{{"o":{{{many}"K7":0}},"k7":1}}"#).as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn sixty_four_levels_pass_and_sixty_five_do_not() {
+        let nested =
+            |levels: usize| format!(r#"{{"a":{}{}}}"#, "[".repeat(levels), "]".repeat(levels));
+        assert!(object(nested(63).as_bytes()).is_ok());
+        assert_eq!(syntax(nested(64).as_bytes()).0, "more than 64 levels");
+        assert_eq!(syntax(format!(r#"{{"a":{}"#, "[".repeat(1_000_000)).as_bytes()).1, 68);
+    }
+
+    #[test]
+    fn a_million_tokens_pass_and_one_more_does_not() {
+        // The name and the array are two.
+        let numbers = |count: usize| format!(r#"{{"a":[{}0]}}"#, "0,".repeat(count - 1));
+        assert!(object(numbers(MAX_TOKENS - 2).as_bytes()).is_ok());
+        assert_eq!(
+            syntax(numbers(MAX_TOKENS - 1).as_bytes()).0,
+            "more than 1,000,000 names and values"
+        );
+    }
+
+    proptest! {
+        /// Whatever passes is JSON to another strict parser too, and what it refuses we refuse.
+        #[test]
+        fn nothing_passes_that_another_strict_parser_refuses(
+            document in prop::collection::vec(prop_oneof![
+                Just("{"), Just("}"), Just("["), Just("]"), Just(","), Just(":"), Just("\""),
+                Just("\"a\":"), Just("\"b\":"), Just("\\"), Just("\\u00"), Just("\\ud83d"), Just("\\ude00"),
+                Just("1"), Just("-"), Just("0"), Just("."), Just("e"), Just("true"), Just("null"), Just(" "), Just("\n"), Just("é"),
+            ], 0..24).prop_map(|parts| parts.concat()),
+        ) {
+            let document = format!("{{\"v\":{document}}}");
+            let ours = object(document.as_bytes());
+            let theirs = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&document);
+            match (&ours, &theirs) {
+                (Ok(_), Err(error)) => prop_assert!(error.to_string().contains("number out of range"), "{error}"),
+                (Err(Error::Syntax { .. }), Ok(_)) => prop_assert!(false, "{document} {ours:?}"),
+                _ => {}
+            }
+        }
+    }
+}
