@@ -12,7 +12,10 @@
 //!   asked for aside.
 //! - Prompts, replies and secrets are never stored or logged.
 
+pub mod admin;
 pub mod billing;
+pub mod cli;
 pub mod key;
 pub mod store;
+pub mod time;
 pub mod wire;
