@@ -79,6 +79,7 @@ pub struct Global {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one in the process")]
 enum Command {
     #[command(flatten)]
     Local(Local),
@@ -105,6 +106,7 @@ pub enum Local {
 
 /// What asks the control plane of a Farebox that runs.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one in the process")]
 enum Remote {
     /// Accounts: who pays
     #[command(subcommand)]
