@@ -63,7 +63,8 @@ pub enum Class {
 }
 
 impl Class {
-    const fn prefix(self) -> &'static str {
+    /// What keys of this class begin with.
+    pub const fn prefix(self) -> &'static str {
         match self {
             Self::Client => "fbx_live_",
             Self::Admin => "fbx_admin_",

@@ -12,8 +12,16 @@
 //!   asked for aside.
 //! - Prompts, replies and secrets are never stored or logged.
 
+pub mod admin;
 pub mod billing;
+pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod key;
+pub mod prices;
+pub mod proxy;
+pub mod server;
 pub mod store;
+pub mod telemetry;
+pub mod time;
 pub mod wire;

@@ -86,6 +86,8 @@ pub struct Account {
     /// Requests that run now.
     pub in_flight: u32,
     /// When it was made.
+    #[serde(with = "crate::time::millis")]
+    #[schema(value_type = String, format = DateTime)]
     pub created_at: Millis,
 }
 
@@ -108,10 +110,16 @@ pub struct Key {
     /// The last four characters of the secret.
     pub last4: String,
     /// When it was made.
+    #[serde(with = "crate::time::millis")]
+    #[schema(value_type = String, format = DateTime)]
     pub created_at: Millis,
     /// When it stops being valid.
+    #[serde(with = "crate::time::optional")]
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Millis>,
     /// When it was revoked.
+    #[serde(with = "crate::time::optional")]
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub revoked_at: Option<Millis>,
 }
 
@@ -281,6 +289,8 @@ pub struct Entry {
     /// Dense, from 1, per account.
     pub seq: u64,
     /// When, by the store's clock; never before the entry ahead of it.
+    #[serde(with = "crate::time::millis")]
+    #[schema(value_type = String, format = DateTime)]
     pub ts: Millis,
     /// What it is about.
     pub kind: Kind,
@@ -312,6 +322,8 @@ pub struct UsageRow {
     /// `req_…`
     pub id: String,
     /// When it was settled.
+    #[serde(with = "crate::time::millis")]
+    #[schema(value_type = String, format = DateTime)]
     pub ts: Millis,
     /// As asked.
     pub model: String,
@@ -370,7 +382,7 @@ pub struct Page {
 }
 
 /// Rows, and where the next page begins.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Rows<T> {
     /// The rows of this page.
     pub data: Vec<T>,

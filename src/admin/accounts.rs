@@ -1,0 +1,129 @@
+//! Accounts: who pays.
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::http::StatusCode;
+use serde::Deserialize;
+use utoipa::{IntoParams, ToSchema};
+
+use super::error::ErrorBody;
+use super::extract::{Body, Params, Target, page, short_text};
+use super::{Error, State};
+use crate::store::{Account, AccountId, Rows};
+
+const ID_CHARS: usize = 64;
+const NAME_CHARS: usize = 100;
+
+/// An account to be made.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewAccount {
+    /// 1–64 characters of `a–z 0–9 _ -`, never changed; one is made if absent.
+    id: Option<String>,
+    /// Shown beside the id; the id if absent.
+    name: Option<String>,
+}
+
+/// A page of accounts.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct AccountsQuery {
+    /// The `next` of the page before.
+    cursor: Option<String>,
+    /// Rows of a page, 1–500; 100 if absent.
+    limit: Option<u32>,
+}
+
+/// Makes an account with no credits.
+///
+/// # Errors
+///
+/// A bad id or name, or an id that is taken.
+#[utoipa::path(
+    post, path = "/admin/v1/accounts", tag = "accounts", request_body = NewAccount,
+    responses(
+        (status = 201, description = "Made", body = Account),
+        (status = 400, description = "Not a valid account", body = ErrorBody),
+        (status = 409, description = "The id is taken", body = ErrorBody),
+    )
+)]
+pub async fn create(
+    Shared(state): Shared<State>,
+    Body(new): Body<NewAccount>,
+) -> Result<(StatusCode, Json<Account>), Error> {
+    let id = match new.id {
+        Some(id) => valid_id(id)?,
+        None => format!("acct_{}", ulid::Ulid::generate().to_string().to_lowercase()),
+    };
+    let name = short_text("name", new.name.unwrap_or_else(|| id.clone()), NAME_CHARS)?;
+    let account = state.store.create_account(AccountId(id.into()), name).await?;
+    tracing::info!(account = %account.id, "account created");
+    Ok((StatusCode::CREATED, Json(account)))
+}
+
+/// All accounts, by id.
+///
+/// # Errors
+///
+/// A page that cannot be.
+#[utoipa::path(
+    get, path = "/admin/v1/accounts", tag = "accounts", params(AccountsQuery),
+    responses(
+        (status = 200, description = "A page", body = Rows<Account>),
+        (status = 400, description = "Not a valid query", body = ErrorBody),
+    )
+)]
+pub async fn list(
+    Shared(state): Shared<State>,
+    Params(query): Params<AccountsQuery>,
+) -> Result<Json<Rows<Account>>, Error> {
+    let page = page(query.cursor, query.limit)?;
+    Ok(Json(state.store.accounts(page).await?))
+}
+
+/// One account with its balance.
+///
+/// # Errors
+///
+/// No such account.
+#[utoipa::path(
+    get, path = "/admin/v1/accounts/{account}", tag = "accounts",
+    params(("account" = String, Path, description = "Its id")),
+    responses(
+        (status = 200, description = "The account", body = Account),
+        (status = 404, description = "No such account", body = ErrorBody),
+    )
+)]
+pub async fn show(target: Target) -> Json<Account> {
+    Json(target.account)
+}
+
+/// Whether a text has the shape of an account's id.
+pub(super) fn is_id(text: &str) -> bool {
+    let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
+    (1..=ID_CHARS).contains(&text.len()) && text.bytes().all(is_allowed)
+}
+
+fn valid_id(id: String) -> Result<String, Error> {
+    if is_id(&id) {
+        return Ok(id);
+    }
+    let problem = format!("must be 1 to {ID_CHARS} characters of a–z, 0–9, _ and -");
+    Err(Error::InvalidParameter { param: "id", problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_id_is_short_and_plain() {
+        for id in ["default", "a", "team-7_b", &"x".repeat(64)] {
+            assert!(is_id(id), "{id:?}");
+        }
+        for id in ["", "Upper", "a b", "a/b", "ä", "../x", &"x".repeat(65)] {
+            assert!(!is_id(id), "{id:?}");
+        }
+    }
+}

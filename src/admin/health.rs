@@ -1,0 +1,57 @@
+//! What orchestrators and Prometheus ask.
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::http::header;
+use axum::response::IntoResponse;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::error::ErrorBody;
+use super::{Error, State};
+
+/// The text format that Prometheus asks for first.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A sign of life.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Health {
+    /// `ok`
+    status: &'static str,
+}
+
+/// Whether the process runs.
+#[utoipa::path(
+    get, path = "/healthz", tag = "health", security(()),
+    responses((status = 200, description = "It runs", body = Health))
+)]
+pub async fn live() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// Whether a request could be served: a debit could be written now.
+///
+/// # Errors
+///
+/// The ledger cannot be written.
+#[utoipa::path(
+    get, path = "/readyz", tag = "health", security(()),
+    responses(
+        (status = 200, description = "A debit could be written now", body = Health),
+        (status = 503, description = "It could not", body = ErrorBody),
+    )
+)]
+pub async fn ready(Shared(state): Shared<State>) -> Result<Json<Health>, Error> {
+    state.store.ready().await?;
+    Ok(Json(Health { status: "ok" }))
+}
+
+/// Metrics in the text format of OpenMetrics.
+#[utoipa::path(
+    get, path = "/metrics", tag = "health", security(()),
+    responses((status = 200, description = "All metrics", body = String,
+        content_type = "application/openmetrics-text"))
+)]
+pub async fn metrics(Shared(state): Shared<State>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, OPENMETRICS)], (state.metrics_text)())
+}

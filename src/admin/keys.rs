@@ -1,0 +1,170 @@
+//! Client keys: the credential that names an account. The secret is shown once.
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::http::StatusCode;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::error::ErrorBody;
+use super::extract::{Body, Target, short_text};
+use super::{Error, State};
+use crate::key::{self, Class, KeyHash};
+use crate::store::{Key, Millis, Rejection, Rows, StoreError};
+use crate::time;
+
+const NAME_CHARS: usize = 100;
+const MODEL_CHARS: usize = 200;
+const MODELS: usize = 200;
+
+/// A key to be made.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewKey {
+    /// Shown in usage rows.
+    name: String,
+    /// The default attribution of its requests, such as `heartbeat`.
+    tag: Option<String>,
+    /// Models it may call, `*` standing for any characters; all if absent or empty.
+    #[serde(default)]
+    models: Vec<String>,
+    /// When it stops being valid: an RFC 3339 time, or a length of time such as `30d`.
+    expires_at: Option<String>,
+    /// How requests are refused when credits are used up.
+    #[serde(default)]
+    rejection: Rejection,
+}
+
+/// A key that was made now.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct CreatedKey {
+    /// What lists show of it.
+    #[serde(flatten)]
+    pub details: Key,
+    /// The secret, shown this once.
+    pub key: String,
+}
+
+/// Makes a key. The answer's `key` is the secret; it is never shown again.
+///
+/// # Errors
+///
+/// A bad field, or no such account.
+#[utoipa::path(
+    post, path = "/admin/v1/accounts/{account}/keys", tag = "keys", request_body = NewKey,
+    params(("account" = String, Path, description = "Whose key")),
+    responses(
+        (status = 201, description = "Made", body = CreatedKey),
+        (status = 400, description = "Not a valid key", body = ErrorBody),
+        (status = 404, description = "No such account", body = ErrorBody),
+    )
+)]
+pub async fn create(
+    Shared(state): Shared<State>,
+    target: Target,
+    Body(new): Body<NewKey>,
+) -> Result<(StatusCode, Json<CreatedKey>), Error> {
+    let now = time::now();
+    let secret = key::generate(Class::Client).map_err(|e| Error::Internal(e.to_string()))?;
+    let details = Key {
+        id: format!("key_{}", ulid::Ulid::generate().to_string().to_lowercase()),
+        account: target.account.id,
+        name: short_text("name", new.name, NAME_CHARS)?,
+        tag: new.tag.map(|tag| short_text("tag", tag, NAME_CHARS)).transpose()?,
+        models: valid_models(new.models)?,
+        rejection: new.rejection,
+        last4: key::last4(secret.expose()),
+        created_at: now,
+        expires_at: new.expires_at.map(|text| expiry(&text, now)).transpose()?,
+        revoked_at: None,
+    };
+    let details = state.store.create_key(details, KeyHash::of(secret.expose())).await?;
+    tracing::info!(account = %details.account, key = %details.id, "key created");
+    let created = CreatedKey { details, key: secret.expose().to_owned() };
+    Ok((StatusCode::CREATED, Json(created)))
+}
+
+/// The keys of an account, revoked ones too, oldest first; of a secret only `last4`.
+///
+/// # Errors
+///
+/// No such account.
+#[utoipa::path(
+    get, path = "/admin/v1/accounts/{account}/keys", tag = "keys",
+    params(("account" = String, Path, description = "Whose keys")),
+    responses(
+        (status = 200, description = "All of them", body = Rows<Key>),
+        (status = 404, description = "No such account", body = ErrorBody),
+    )
+)]
+pub async fn list(Shared(state): Shared<State>, target: Target) -> Result<Json<Rows<Key>>, Error> {
+    let data = state.store.keys(&target.account.id).await?;
+    Ok(Json(Rows { data, next: None }))
+}
+
+/// Ends a key at once; what runs is still answered. Revoking twice is revoking once.
+///
+/// # Errors
+///
+/// No such account, or no such key in it.
+#[utoipa::path(
+    delete, path = "/admin/v1/accounts/{account}/keys/{key}", tag = "keys",
+    params(
+        ("account" = String, Path, description = "Whose key"),
+        ("key" = String, Path, description = "Its id"),
+    ),
+    responses(
+        (status = 200, description = "Revoked", body = Key),
+        (status = 404, description = "No such key in this account", body = ErrorBody),
+    )
+)]
+pub async fn revoke(Shared(state): Shared<State>, target: Target) -> Result<Json<Key>, Error> {
+    let key =
+        state.store.revoke_key(&target.account.id, &target.key).await.map_err(
+            |error| match error {
+                StoreError::NotFound(_) => Error::KeyNotFound(target.key.clone()),
+                other => other.into(),
+            },
+        )?;
+    tracing::info!(account = %key.account, key = %key.id, "key revoked");
+    Ok(Json(key))
+}
+
+fn valid_models(models: Vec<String>) -> Result<Vec<String>, Error> {
+    if models.len() > MODELS {
+        let problem = format!("must have at most {MODELS} entries");
+        return Err(Error::InvalidParameter { param: "models", problem });
+    }
+    models.into_iter().map(|model| short_text("models", model, MODEL_CHARS)).collect()
+}
+
+/// The instant that a text means, counted from `now` where it is a length of time.
+fn expiry(text: &str, now: Millis) -> Result<Millis, Error> {
+    let at = match time::parse_duration(text) {
+        Some(wait) => Some(time::after(now, wait)),
+        None => time::parse(text, &TimeZone::UTC),
+    };
+    let problem = match at {
+        Some(at) if at > now => return Ok(at),
+        Some(_) => "must lie in the future",
+        None => "must be an RFC 3339 time such as 2026-12-31T00:00:00Z, or a time such as 30d",
+    };
+    Err(Error::InvalidParameter { param: "expires_at", problem: problem.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expiry_is_a_future_time_or_counts_from_now() {
+        let now = time::parse("2026-09-21", &TimeZone::UTC).unwrap();
+        let at = |text| expiry(text, now).map(time::rfc3339).ok();
+        assert_eq!(at("30d").as_deref(), Some("2026-10-21T00:00:00.000Z"));
+        assert_eq!(at("2027-01-01T00:00:00+01:00").as_deref(), Some("2026-12-31T23:00:00.000Z"));
+        for text in ["2026-09-21", "2020-01-01T00:00:00Z", "0s", "soon", "-1d", ""] {
+            assert_eq!(at(text), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! `farebox key`: what clients sign their requests with.
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::context::Context;
+use super::failure::Failure;
+use super::table::{Align, Table};
+use crate::admin::keys::CreatedKey;
+use crate::key::Class;
+use crate::store::{Key, Millis, Rejection, Rows};
+use crate::time;
+
+/// What to do with keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key and print it, this once
+    #[command(after_help = "Examples:\n  \
+        farebox key create --name openclaw --models 'claude-*,gemini-3-flash'\n  \
+        farebox key create --name trial --expires 30d --tag trial")]
+    Create {
+        /// Shown in usage rows
+        #[arg(long)]
+        name: String,
+        /// The default attribution of its requests, such as heartbeat
+        #[arg(long)]
+        tag: Option<String>,
+        /// Models it may call, * standing for any characters (default: all)
+        #[arg(long, value_delimiter = ',', value_name = "MODEL,…")]
+        models: Vec<String>,
+        /// When it stops being valid: a time such as 2026-12-31T00:00:00Z, or 30d from now
+        #[arg(long, value_name = "TIME", alias = "expires-at")]
+        expires: Option<String>,
+        /// How requests are refused when credits are used up
+        #[arg(long, value_enum, default_value_t)]
+        rejection: Rejection,
+    },
+    /// List the keys of an account, revoked ones too
+    List,
+    /// End a key at once
+    #[command(after_help = "Example:\n  farebox key revoke openclaw")]
+    Revoke {
+        /// Its id or its name
+        key: String,
+    },
+}
+
+/// Runs it.
+///
+/// # Errors
+///
+/// As the control plane says.
+pub async fn run(context: &Context, command: KeyCommand) -> Result<String, Failure> {
+    let account = context.account.as_str();
+    match command {
+        KeyCommand::Create { name, tag, models, expires, rejection } => {
+            let body = json!({
+                "name": name, "tag": tag, "models": models, "expires_at": expires,
+                "rejection": rejection,
+            });
+            let answer = context.client.post(&["accounts", account, "keys"], &body, None).await?;
+            context.show(&answer, |created: CreatedKey| {
+                let id = &created.details.id;
+                context
+                    .note(&format!("{id} of account {account}; the key is shown only this once:"));
+                format!("{}\n", created.key)
+            })
+        }
+        KeyCommand::List => {
+            let answer = context.client.get(&["accounts", account, "keys"], &[]).await?;
+            context.show(&answer, |rows: Rows<Key>| table(context, &rows.data))
+        }
+        KeyCommand::Revoke { key } => {
+            let id = context.key_id(&key).await?;
+            context.confirm(&format!("Revoke {id} of account {account}, for good?"))?;
+            let answer = context.client.delete(&["accounts", account, "keys", &id]).await?;
+            context.show(&answer, |key: Key| table(context, &[key]))
+        }
+    }
+}
+
+fn table(context: &Context, keys: &[Key]) -> String {
+    let mut table = Table::new([
+        ("ID", Align::Left),
+        ("NAME", Align::Left),
+        ("KEY", Align::Left),
+        ("TAG", Align::Left),
+        ("MODELS", Align::Left),
+        ("STATUS", Align::Left),
+        ("CREATED", Align::Left),
+        ("EXPIRES", Align::Left),
+    ]);
+    let now = time::now();
+    for key in keys {
+        let day = |at| context.clock(at).chars().take("2026-09-21".len()).collect::<String>();
+        let models = if key.models.is_empty() { "all".to_owned() } else { key.models.join(",") };
+        table.row([
+            key.id.clone(),
+            key.name.clone(),
+            format!("{}…{}", Class::Client.prefix(), key.last4),
+            key.tag.clone().unwrap_or_default(),
+            models,
+            status(key, now).to_owned(),
+            day(key.created_at),
+            key.expires_at.map_or_else(|| "never".to_owned(), day),
+        ]);
+    }
+    table.render(context.style)
+}
+
+fn status(key: &Key, now: Millis) -> &'static str {
+    match (key.revoked_at, key.expires_at) {
+        (Some(_), _) => "revoked",
+        (None, Some(at)) if at <= now => "expired",
+        _ => "valid",
+    }
+}

@@ -1,0 +1,113 @@
+//! `farebox ledger`: every change of a balance.
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::PageArgs;
+use super::context::Context;
+use super::failure::Failure;
+use super::span::SpanArgs;
+use super::table::{Align, Table, amounts};
+use crate::billing::ledger::Kind;
+use crate::store::{Entry, Rows};
+use crate::time;
+
+/// What to do with the ledger; lists it if nothing is said.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct LedgerArgs {
+    #[command(subcommand)]
+    command: Option<LedgerCommand>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum LedgerCommand {
+    /// List entries, newest first
+    #[command(after_help = "Example:\n  farebox ledger list --kind topup --last 30d")]
+    List(ListArgs),
+}
+
+#[derive(Args, Debug)]
+struct ListArgs {
+    /// Only entries of this kind
+    #[arg(long)]
+    kind: Option<KindArg>,
+    #[command(flatten)]
+    span: SpanArgs,
+    #[command(flatten)]
+    page: PageArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum KindArg {
+    /// Credits added
+    Topup,
+    /// What requests cost
+    DebitAi,
+    /// Corrections
+    Adjust,
+}
+
+impl From<KindArg> for Kind {
+    fn from(kind: KindArg) -> Self {
+        match kind {
+            KindArg::Topup => Self::Topup,
+            KindArg::DebitAi => Self::DebitAi,
+            KindArg::Adjust => Self::Adjust,
+        }
+    }
+}
+
+/// Runs it.
+///
+/// # Errors
+///
+/// As the control plane says.
+pub async fn run(context: &Context, args: LedgerArgs) -> Result<String, Failure> {
+    let list = match args.command {
+        Some(LedgerCommand::List(list)) => list,
+        None => args.list,
+    };
+    let span = list.span.read(time::now(), &context.zone)?;
+    let mut query = vec![
+        ("kind", list.kind.map(|kind| Kind::from(kind).name().to_owned())),
+        ("since", span.since.map(time::rfc3339)),
+        ("until", span.until.map(time::rfc3339)),
+    ];
+    query.extend(list.page.query());
+    let path = ["accounts", &context.account, "ledger"];
+    let answer = context.client.get(&path, &query).await?;
+    context.show(&answer, |rows: Rows<Entry>| {
+        list.page.note_next(context, "farebox ledger list", rows.next.as_deref());
+        table(context, &rows.data)
+    })
+}
+
+fn table(context: &Context, entries: &[Entry]) -> String {
+    let time = format!("TIME ({})", context.zone_name);
+    let mut table = Table::new([
+        ("SEQ", Align::Right),
+        (&time, Align::Left),
+        ("KIND", Align::Left),
+        ("AMOUNT", Align::Right),
+        ("BALANCE", Align::Right),
+        ("REF", Align::Left),
+        ("NOTE", Align::Left),
+    ]);
+    let changes = amounts(&entries.iter().map(|entry| entry.amount).collect::<Vec<_>>());
+    let balances = amounts(&entries.iter().map(|entry| entry.balance_after).collect::<Vec<_>>());
+    for ((entry, change), balance) in entries.iter().zip(changes).zip(balances) {
+        table.row([
+            entry.seq.to_string(),
+            context.clock(entry.ts),
+            entry.kind.name().to_owned(),
+            change,
+            balance,
+            entry.reference.clone(),
+            entry.note.clone().unwrap_or_default(),
+        ]);
+    }
+    table.render(context.style)
+}
