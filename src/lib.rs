@@ -14,5 +14,6 @@
 
 pub mod billing;
 pub mod key;
+pub mod prices;
 pub mod store;
 pub mod wire;

@@ -10,6 +10,7 @@ use super::{Credits, Usage};
 
 mod check;
 pub mod entry;
+pub mod import;
 pub mod problem;
 pub mod read;
 pub mod table;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::Rate;
-use super::entry::{Entry, Stated, StatedBand};
+use super::entry::{Entry, PARTS, Stated, StatedBand};
 use super::problem::Problem;
 use super::read::{File, Located};
 use super::table::distance;
@@ -24,7 +24,7 @@ pub(super) fn check(file: &File) -> Vec<Problem> {
 /// The known key or id that was probably meant.
 pub(super) fn meant<'a>(text: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let nearest = known.into_iter().map(|id| (distance(text, id), id)).min()?;
-    (nearest.0 <= (text.chars().count() / 3).max(1)).then_some(nearest.1)
+    (nearest.0 <= text.chars().count().div_ceil(3)).then_some(nearest.1)
 }
 
 /// A price must be there, and `free` must say the same as the rates.
@@ -69,16 +69,6 @@ fn price(Located { entry, places }: &Located, problems: &mut Vec<Problem>) {
 /// model on the providers' lists is that cheap, and a model of 2 credits per million tokens
 /// is 0.002 per thousand.
 const LIKELY_PER_THOUSAND: Rate = Rate(10_000);
-
-/// Rates of parts of a class, beside the class.
-const PARTS: [(&str, &str); 6] = [
-    ("audio_input", "input"),
-    ("image_input", "input"),
-    ("cached_audio_input", "cached_input"),
-    ("reasoning", "output"),
-    ("audio_output", "output"),
-    ("image_output", "output"),
-];
 
 /// A band or tier that restates a class but not the part of it that has a rate of its own
 /// bills that part at the old rate, which is hardly ever meant.

@@ -28,6 +28,16 @@ pub const RATES: [&str; 11] = [
     "image_output",
 ];
 
+/// Rates of parts of a class, beside the class.
+pub(super) const PARTS: [(&str, &str); 6] = [
+    ("audio_input", "input"),
+    ("image_input", "input"),
+    ("cached_audio_input", "cached_input"),
+    ("reasoning", "output"),
+    ("audio_output", "output"),
+    ("image_output", "output"),
+];
+
 /// Rates by their key of [`RATES`].
 pub type Stated = BTreeMap<&'static str, Rate>;
 
@@ -97,6 +107,11 @@ impl Markup {
         i64::try_from((product + 500_000).div_euclid(1_000_000)).unwrap_or(i64::MAX)
     }
 
+    /// A rate with the markup on it.
+    pub fn rate(self, rate: Rate) -> Rate {
+        Rate(self.times(rate.0))
+    }
+
     fn text(self) -> String {
         decimal(self.0, 6)
     }
@@ -155,6 +170,32 @@ impl Entry {
             source: self.source.clone(),
             date: self.date.clone(),
         }
+    }
+
+    /// Everything that is stated of prices and limits, by its path in the file.
+    pub fn facts(&self) -> BTreeMap<String, String> {
+        let mut facts = BTreeMap::new();
+        add_rates(&mut facts, "", &self.rates);
+        add_bands(&mut facts, "", &self.bands);
+        for (name, tier) in &self.tiers {
+            let path = format!("tiers.{name}.");
+            add_rates(&mut facts, &path, &tier.rates);
+            match &tier.bands {
+                Some(bands) if bands.is_empty() => {
+                    facts.insert(format!("{path}bands"), "none".into());
+                }
+                bands => add_bands(&mut facts, &path, bands.as_deref().unwrap_or_default()),
+            }
+        }
+        for (name, fee) in &self.fees {
+            facts.insert(format!("fees.{name}"), fee.to_string());
+        }
+        for (key, tokens) in [("context", self.context), ("max_output", self.max_output)] {
+            facts.extend(tokens.map(|tokens| (key.to_owned(), tokens.to_string())));
+        }
+        facts.extend(self.markup.map(|markup| ("markup".to_owned(), markup.text())));
+        facts.extend(self.free.then(|| ("free".to_owned(), "true".to_owned())));
+        facts
     }
 
     /// The entry as `pricing.toml` writes it.
@@ -225,7 +266,7 @@ fn priced(rates: &Stated, bands: &[StatedBand], markup: Markup) -> Tier {
 }
 
 fn marked_up(stated: &Stated, markup: Markup) -> Rates {
-    let rate = |key| stated.get(key).map(|rate: &Rate| Rate(markup.times(rate.0)));
+    let rate = |key| stated.get(key).map(|rate: &Rate| markup.rate(*rate));
     Rates {
         input: rate("input").unwrap_or_default(),
         output: rate("output").unwrap_or_default(),
@@ -238,6 +279,16 @@ fn marked_up(stated: &Stated, markup: Markup) -> Rates {
         audio_output: rate("audio_output"),
         image_input: rate("image_input"),
         image_output: rate("image_output"),
+    }
+}
+
+fn add_rates(facts: &mut BTreeMap<String, String>, path: &str, rates: &Stated) {
+    facts.extend(rates.iter().map(|(key, rate)| (format!("{path}{key}"), rate.to_string())));
+}
+
+fn add_bands(facts: &mut BTreeMap<String, String>, path: &str, bands: &[StatedBand]) {
+    for band in bands {
+        add_rates(facts, &format!("{path}above {}.", band.above), &band.rates);
     }
 }
 
