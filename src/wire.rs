@@ -8,6 +8,7 @@ pub mod attribution;
 pub mod estimate;
 pub mod json;
 pub mod meter;
+pub mod refusal;
 pub mod request;
 pub mod sse;
 pub mod usage;

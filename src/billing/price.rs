@@ -8,9 +8,30 @@ use std::collections::BTreeMap;
 
 use super::{Credits, Usage};
 
+mod check;
+pub mod entry;
+pub mod import;
+pub mod problem;
+pub mod read;
 pub mod table;
 
 pub use table::{Model, PriceTable};
+
+/// Names of fees, which are those that [`Usage::calls`] counts under.
+pub const FEES: [&str; 12] = [
+    "code_execution",
+    "code_interpreter",
+    "collections_search",
+    "computer_use",
+    "file_search",
+    "google_maps",
+    "image_generation",
+    "mcp",
+    "shell",
+    "web_fetch",
+    "web_search",
+    "x_search",
+];
 
 /// Pico-credits (10⁻¹²) per token: a rate per million tokens times 10⁶.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
