@@ -6,6 +6,7 @@
 //! no CORS headers and no cookies. Failures become replies in [`error`].
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use axum::extract::{Request, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
@@ -45,6 +46,8 @@ pub struct State {
     pub metrics_text: Arc<dyn Fn() -> String + Send + Sync>,
     /// Names that a `Host` header may give besides the loopback ones, without ports.
     pub hosts: Arc<[String]>,
+    /// The process is ending: it is no longer ready.
+    pub closing: Arc<AtomicBool>,
 }
 
 /// A route of the control plane.

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::billing::Credits;
 use crate::key::Secret;
+use crate::store::embedded::Synchronous;
+use crate::wire::attribution::HEARTBEAT_PROMPTS;
 
 pub mod upstream;
 
@@ -98,6 +100,9 @@ pub struct Config {
     /// because a beta can change the price.
     pub anthropic_betas: Vec<String>,
 
+    /// How the prompts of heartbeats begin, so that what they cost can be shown.
+    pub heartbeat_prompts: Vec<String>,
+
     /// `text` for people, `json` for programs.
     pub log_format: LogFormat,
     /// `error`, `warn`, `info`, `debug` or `trace`.
@@ -106,16 +111,6 @@ pub struct Config {
     /// Upstreams besides those that their key alone switches on.
     #[serde(rename = "upstream", skip_serializing_if = "Vec::is_empty")]
     pub upstreams: Vec<Upstream>,
-}
-
-/// When SQLite syncs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Synchronous {
-    /// Each commit: nothing acknowledged is lost, not even to power loss.
-    Full,
-    /// At checkpoints: a power loss may take the last commits with it.
-    Normal,
 }
 
 /// How logs are written.
@@ -174,6 +169,7 @@ impl Default for Config {
             ]
             .map(String::from)
             .to_vec(),
+            heartbeat_prompts: HEARTBEAT_PROMPTS.map(String::from).to_vec(),
             log_format: LogFormat::Text,
             log_level: "info".into(),
             upstreams: Vec::new(),

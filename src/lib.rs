@@ -17,6 +17,7 @@ pub mod billing;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod demo;
 pub mod key;
 pub mod prices;
 pub mod proxy;

@@ -20,7 +20,7 @@ use crate::billing::Credits;
 use crate::billing::price::Model;
 use crate::config::Config;
 use crate::prices::Prices;
-use crate::store::{Admission, Key, Store};
+use crate::store::{Admission, Attribution, Candidate, Key, Store};
 use crate::telemetry::Metrics;
 use crate::wire::{Endpoint, attribution, request};
 use accept::Route;
@@ -68,6 +68,7 @@ pub struct Context {
     pub stop: CancellationToken,
     upstreams: HashMap<String, Upstream>,
     drains: Semaphore,
+    gate: request::Settings,
     bad_keys: limit::PerMinute<IpAddr>,
     counted: limit::PerMinute<String>,
 }
@@ -88,6 +89,10 @@ impl Context {
             stop: CancellationToken::new(),
             upstreams,
             drains: Semaphore::new(config.max_drains),
+            gate: request::Settings {
+                max_choices: config.max_choices,
+                heartbeat_prompts: config.heartbeat_prompts.clone(),
+            },
             bad_keys: limit::PerMinute::new(config.auth_failures_per_minute),
             counted: limit::PerMinute::new(config.count_tokens_per_minute),
             config,
@@ -151,8 +156,7 @@ async fn answer(
         Route::Me => return answer::me(ctx, &key).await,
     };
     let body = read(ctx, body).await?;
-    let limits = request::Limits { max_choices: ctx.config.max_choices };
-    let mut request = request::read(endpoint, path_model.as_deref(), body, limits)?;
+    let mut request = request::read(endpoint, path_model.as_deref(), body, &ctx.gate)?;
     if endpoint == Endpoint::StreamGenerate {
         // Without `alt=sse` the reply is one JSON array.
         request.stream = head.uri.query() == Some("alt=sse");
@@ -230,7 +234,12 @@ async fn admit(
     started: Instant,
 ) -> Result<Bill, Error> {
     let how = Admission { max_in_flight: ctx.config.max_in_flight, hold: Credits::ZERO };
-    let admitted = ctx.store.admit(&key.account, &call.id, how).await.map_err(Error::Ledger)?;
+    let candidate = Candidate {
+        id: call.id.clone(),
+        key: key.id.clone(),
+        model: call.target.model.name.clone(),
+    };
+    let admitted = ctx.store.admit(&key.account, candidate, how).await.map_err(Error::Ledger)?;
     admitted.map_err(|refused| {
         Error::refused(refused, &key.account.0, &ctx.config.billing_url, key.rejection)
     })?;
@@ -244,13 +253,25 @@ async fn admit(
             endpoint: call.endpoint,
             model: Arc::clone(&call.target.model),
             price_version: call.target.price_version.clone(),
-            attribution: attribution::of(headers, request, key),
+            attribution: attribute(headers, request, key),
             stream: request.stream,
             asks_1h_cache: request.asks_1h_cache,
             body: request.body().clone(),
             started,
         },
     ))
+}
+
+/// Whom and what a request was for: its headers, its body, and the key's own tag.
+fn attribute(headers: &HeaderMap, request: &request::Request, key: &Key) -> Attribution {
+    let given = attribution::from_headers(headers);
+    let mut found = attribution::merge(given, request.attribution.clone());
+    found.tag = found.tag.or_else(|| key.tag.clone());
+    // A key or header of their own mark background work more surely than any prompt.
+    if let Some(tag) = found.tag.as_deref().filter(|tag| matches!(*tag, "heartbeat" | "cron")) {
+        found.origin = Some(tag.to_owned());
+    }
+    found
 }
 
 /// Sends the request upstream and turns what comes back into the reply.

@@ -88,7 +88,7 @@ pub fn load_prices(config: &Config) -> anyhow::Result<Prices> {
 ///
 /// When the folder cannot be written, or the file is held, damaged or too new.
 pub fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
-    let options = Options { synchronous: config.synchronous.into(), ..Options::default() };
+    let options = Options { synchronous: config.synchronous, ..Options::default() };
     Ok(Embedded::open(config.store_path(), options)?)
 }
 
@@ -114,7 +114,7 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
         let (ctx, prices) = (Arc::clone(&ctx), Arc::clone(&prices));
         admin::State {
             store,
-            prices: Arc::new(move || prices.current()),
+            prices: Arc::new(move || prices.table()),
             admin_key: KeyHash::of(admin_key.expose()),
             metrics_text: Arc::new(move || ctx.metrics.text()),
             hosts: hosts.into(),
@@ -139,7 +139,15 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
             is_closing.store(true, Ordering::Relaxed);
         }
     });
-    tokio::spawn(Arc::clone(&prices).watch(closing.clone()));
+    tokio::spawn({
+        let closing = closing.clone();
+        async move {
+            tokio::select! {
+                () = prices.watch() => {}
+                () = closing.cancelled() => {}
+            }
+        }
+    });
     Ok(Running { ctx, url, admin_url, client_key, closing, listeners: vec![inference, admin] })
 }
 
@@ -163,7 +171,7 @@ impl Running {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = hangup.recv() => self.ctx.prices.reload_and_log().await,
+                _ = hangup.recv() => self.ctx.prices.reload_and_log(),
             }
         }
         tracing::info!("ending: running requests may go on; a second signal ends them");
@@ -324,7 +332,7 @@ fn hand_over(config: &Config, key: &Secret) -> anyhow::Result<()> {
 /// What a person needs after the start.
 pub fn banner(running: &Running) -> String {
     let config = &running.ctx.config;
-    let table = running.ctx.prices.current();
+    let table = running.ctx.prices.table();
     let priced = table.models.iter().filter(|model| running.ctx.is_callable(model)).count();
     let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     let upstreams = if names.is_empty() {

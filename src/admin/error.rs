@@ -79,6 +79,9 @@ pub enum Error {
     /// No randomness, or another failure that is ours.
     #[error("Farebox failed: {0}.")]
     Internal(String),
+    /// The process is ending.
+    #[error("Farebox is ending; running requests are still served.")]
+    Closing,
     /// The store cannot be read or written.
     #[error("The ledger cannot be read or written now. Repeat with the same content.")]
     LedgerUnavailable(String),

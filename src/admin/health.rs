@@ -1,5 +1,7 @@
 //! What orchestrators and Prometheus ask.
 
+use std::sync::atomic::Ordering;
+
 use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::header;
@@ -42,6 +44,9 @@ pub async fn live() -> Json<Health> {
     )
 )]
 pub async fn ready(Shared(state): Shared<State>) -> Result<Json<Health>, Error> {
+    if state.closing.load(Ordering::Relaxed) {
+        return Err(Error::Closing);
+    }
     state.store.ready().await?;
     Ok(Json(Health { status: "ok" }))
 }

@@ -17,7 +17,7 @@ const DAY_MS: i64 = 86_400_000;
 
 /// `GET /v1/models`: what this key can call, with prices.
 pub fn models(ctx: &Context, key: &Key) -> Reply {
-    let table = ctx.prices.current();
+    let table = ctx.prices.table();
     let data: Vec<Value> =
         table.models.iter().filter(|model| may_see(ctx, key, model)).map(|model| listed(model)).collect();
     // `first_id`, `last_id` and `has_more` are what Anthropic's clients page by.
@@ -34,7 +34,7 @@ pub fn models(ctx: &Context, key: &Key) -> Reply {
 ///
 /// [`Error::ModelNotFound`] for what this key cannot call.
 pub fn model(ctx: &Context, key: &Key, id: &str) -> Result<Reply, Error> {
-    let table = ctx.prices.current();
+    let table = ctx.prices.table();
     match table.find(id).filter(|model| may_see(ctx, key, model)) {
         Some(model) => Ok(reply(&listed(model))),
         None => Err(Error::ModelNotFound {

@@ -12,7 +12,7 @@ use super::Reply;
 use super::body::Body;
 use crate::billing::Credits;
 use crate::store::{Refused, Rejection, StoreError};
-use crate::wire::Endpoint;
+use crate::wire::{self, Endpoint};
 use crate::wire::request::Invalid;
 
 /// Why a request failed. The message is for the client, the source for the log.
@@ -40,7 +40,7 @@ pub enum Error {
     Invalid(#[from] Invalid),
     #[error("The parameter \"{parameter}\" is not allowed: {why}. Leave it out.")]
     NotAllowed { parameter: String, why: String },
-    #[error("The model \"{model}\" is not known here. {}", nearest(.nearest))]
+    #[error("The model \"{model}\" is not known here. {}", list(.nearest))]
     ModelNotFound { model: String, nearest: Vec<String> },
     #[error("The model \"{model}\" is not served at this endpoint. Use {instead}.")]
     WrongEndpoint { model: String, instead: &'static str },
@@ -78,7 +78,7 @@ pub enum Error {
     UpstreamTimeout,
 }
 
-fn nearest(names: &[String]) -> String {
+fn list(names: &[String]) -> String {
     match names {
         [] => "GET /v1/models lists the models.".into(),
         names => format!("Nearest are: {}. GET /v1/models lists all.", names.join(", ")),
@@ -279,7 +279,12 @@ impl Error {
         self.log(status, code, request_id);
         if let (Self::OutOfCredits { style: Rejection::Message, .. }, Some(endpoint)) = (&self, endpoint)
         {
-            return crate::wire::refusal::reply(endpoint, stream, &self.to_string(), request_id);
+            let (kind, body) =
+                wire::refusal::message(endpoint, stream, &self.to_string(), request_id);
+            let mut reply = Response::new(Body::whole(body.into()));
+            reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            return reply;
         }
         let body = self.object(endpoint, request_id).to_string();
         let mut reply = Response::new(Body::whole(body.into()));

@@ -267,7 +267,7 @@ impl Tap {
 async fn settle(stream: Stream, ending: Ending) -> Result<(Settled, Credits), Error> {
     let Stream { meter, bill, status, .. } = stream;
     let output = meter.output_text();
-    let end = End { ending, reading: meter.into_reading(), output, status };
+    let end = End { ending, reading: meter.reading().clone(), output, status };
     bill.settle(end).await
 }
 
@@ -275,7 +275,7 @@ async fn settle(stream: Stream, ending: Ending) -> Result<(Settled, Credits), Er
 impl Drop for Tap {
     fn drop(&mut self) {
         let state = std::mem::replace(&mut self.state, State::Ended);
-        let State::Streaming(mut stream) = state else { return };
+        let State::Streaming(stream) = state else { return };
         stream.bill.client().left();
         let ctx = Arc::clone(&self.ctx);
         self.ctx.tasks.spawn(async move {

@@ -17,8 +17,9 @@ use super::settle::{Bill, End, Ending};
 use super::{Call, Context, Reply, route};
 use crate::billing::Credits;
 use crate::store::{Key, Settled};
-use crate::wire::meter::{Edit, Meter, Reading, looks_like_events, read_whole, whole_output};
+use crate::wire::meter::{Edit, Meter, Reading, read_whole, whole_text};
 use crate::wire::request::IncludeUsage;
+use crate::wire::sse::looks_like_events;
 
 /// The largest refusal of an upstream that is read.
 const MAX_REFUSAL_BYTES: usize = 64 * 1024;
@@ -158,7 +159,7 @@ async fn whole(
     let reading = read_whole(call.endpoint, &bytes);
     let output = match reading.usage {
         Some(_) => (String::new(), 0),
-        None => whole_output(call.endpoint, &bytes),
+        None => whole_text(call.endpoint, &bytes),
     };
     let end = End { ending: Ending::Whole, reading, output, status: status.as_u16() };
     let (settled, charge) = bill.settle(end).await?;

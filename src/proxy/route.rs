@@ -28,7 +28,7 @@ pub struct Target {
 /// [`Error::ModelNotFound`], [`Error::WrongEndpoint`], [`Error::ModelNotAllowed`], and
 /// [`Error::NotAllowed`] for what costs money that has no price.
 pub fn find(ctx: &Context, key: &Key, endpoint: Endpoint, request: &Request) -> Result<Target, Error> {
-    let table = ctx.prices.current();
+    let table = ctx.prices.table();
     let model = table.find(&request.model).filter(|model| ctx.is_callable(model));
     let Some(model) = model else {
         let callable = |name: &&str| table.find(name).is_some_and(|model| ctx.is_callable(model));

@@ -356,16 +356,7 @@ async fn estimated(facts: &Facts, end: &End, body: Bytes, with_output: bool) -> 
             input: estimate::input_tokens(endpoint, &model, &body),
             ..Usage::default()
         });
-        let kept = text.len() as u64;
-        let tokens = estimate::tokens(&model, &text);
-        usage.output = if kept == 0 {
-            bytes.div_ceil(4)
-        } else {
-            // Beyond what is kept, as many tokens a byte as in what is.
-            (u128::from(tokens) * u128::from(bytes.max(kept)) / u128::from(kept))
-                .try_into()
-                .unwrap_or(u64::MAX)
-        };
+        usage.output = estimate::output_tokens(&model, &text, bytes);
         usage
     });
     counted.await.unwrap_or_default()
@@ -381,7 +372,7 @@ fn priced(
     reading: &Reading,
     flags: &mut Vec<&'static str>,
 ) -> Option<(Usage, Credits)> {
-    let table = ctx.prices.current();
+    let table = ctx.prices.table();
     let served = reading
         .model
         .as_deref()
@@ -410,11 +401,13 @@ fn priced(
         }
     };
     for (name, used) in &reading.sub_usages {
-        let own = table.by_upstream_model(name);
+        let upstreams = model.upstreams.iter();
+        let own = upstreams.clone().find_map(|(upstream, _)| table.by_upstream(upstream, name));
+        let own = own.or_else(|| table.find(name));
         if own.is_none() {
             flags.push("unpriced_model");
         }
-        let price = own.as_ref().map_or(price, |model| &model.price);
+        let price = own.map_or(price, |model| &model.price);
         total = total.checked_add(charge(used, price, None).ok()?)?;
     }
     Some((usage, total))

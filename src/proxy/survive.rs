@@ -30,7 +30,7 @@ impl<T: Send + 'static> Surviving<T> {
         client: Client,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Self {
-        Self { client: Some(client), ..Self::new(ctx, work) }
+        Self { work: Some(Box::pin(work)), ctx: Arc::clone(ctx), client: Some(client) }
     }
 }
 

@@ -43,6 +43,17 @@ impl Default for Settings {
     }
 }
 
+/// What becomes of `stream_options.include_usage` on the way upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IncludeUsage {
+    /// As the client wrote it.
+    AsGiven,
+    /// Usage is asked for in the stream.
+    Ask,
+    /// Left out: the upstream refuses the option.
+    Omit,
+}
+
 /// A request that was understood.
 #[derive(Clone)]
 pub struct Request {
@@ -81,6 +92,8 @@ pub struct Request {
     fields: Vec<(Box<str>, Bytes)>,
     /// The body has those fields and no other, and their names have no escapes.
     verbatim: bool,
+    /// The client sent `stream_options`.
+    has_options: bool,
     /// `stream_options` with usage asked for, if that is not what the client sent.
     usage_options: Option<String>,
     body: Bytes,
@@ -196,6 +209,7 @@ pub fn read(
             .iter()
             .map(|field| ((&*field.key).into(), body.slice_ref(field.value.raw().as_bytes())))
             .collect(),
+        has_options: given.iter().any(|field| field.key == "stream_options"),
         usage_options: match endpoint {
             Endpoint::Chat | Endpoint::Completions if stream && !include_usage => {
                 Some(with_usage(&top)?)
@@ -215,21 +229,26 @@ impl fmt::Debug for Request {
 
 impl Request {
     /// The body for the upstream: every field as it came, with the upstream's name of the
-    /// model, and with usage asked for in the stream if `include_usage`.
-    pub fn upstream_body(&self, upstream_model: &str, include_usage: bool) -> Bytes {
+    /// model, and with usage asked for in the stream as `include_usage` says.
+    pub fn upstream_body(&self, upstream_model: &str, include_usage: IncludeUsage) -> Bytes {
         let model = match self.kind {
             Kind::Openai | Kind::Anthropic => {
                 (upstream_model != self.model).then_some(upstream_model)
             }
             Kind::Gemini => None,
         };
-        let mut options = self.usage_options.as_deref().filter(|_| include_usage);
-        if self.verbatim && model.is_none() && options.is_none() {
+        let asks = include_usage == IncludeUsage::Ask;
+        let omits = include_usage == IncludeUsage::Omit && self.has_options;
+        let mut options = self.usage_options.as_deref().filter(|_| asks);
+        if self.verbatim && model.is_none() && options.is_none() && !omits {
             return self.body.clone();
         }
         let mut out = Vec::with_capacity(self.body.len() + 128);
         out.push(b'{');
         for (key, value) in &self.fields {
+            if omits && &**key == "stream_options" {
+                continue;
+            }
             write_key(&mut out, key);
             match (&**key, model) {
                 ("model", Some(model)) => write_string(&mut out, model),
@@ -356,7 +375,7 @@ mod tests {
         let body = "{ \"model\" : \"m\",\n \"messages\": [ ], \"x\": 1.0e2, \"stream\": true, \"stream_options\": {\"include_usage\": true} }";
         let request = read_text(Endpoint::Chat, body).unwrap();
         assert_eq!(upstream(&request, "m", true), body);
-        assert_eq!(request.upstream_body("m", true).as_ptr(), request.body().as_ptr());
+        assert_eq!(request.upstream_body("m", IncludeUsage::Ask).as_ptr(), request.body().as_ptr());
     }
 
     #[test]

@@ -1,0 +1,121 @@
+//! What runs in this process: the server, the check of its settings, the demonstration.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::{Host, Local};
+use crate::config::{Config, Presets, process_env};
+use crate::server;
+
+/// What the command line needs of the program.
+pub const HOST: &Host = &Host { run, store };
+
+fn run(local: Local, config: Option<&Path>) -> ExitCode {
+    let done = match local {
+        Local::Serve => serve(config),
+        Local::Check => check(config),
+        Local::Demo => demo(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit.into()
+        }
+    }
+}
+
+/// Where a configuration keeps the embedded store.
+fn store(config: Option<&Path>) -> Option<PathBuf> {
+    load(config).ok().map(|config| config.store_path().to_owned())
+}
+
+fn load(path: Option<&Path>) -> Result<Config, Failure> {
+    let env = |name: &str| match (name, path) {
+        ("FAREBOX_CONFIG", Some(path)) => Some(path.display().to_string()),
+        _ => process_env(name),
+    };
+    Config::load(&env).map_err(|error| config_failure(&error))
+}
+
+fn config_failure(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Exit::Config, format!("{error}\nThe server was not started.")).next("farebox check")
+}
+
+fn serve(config: Option<&Path>) -> Result<(), Failure> {
+    let config = load(config)?;
+    let presets = Presets::load(&process_env).map_err(|error| config_failure(&error))?;
+    block_on(server::run(config, presets))
+}
+
+fn demo() -> Result<(), Failure> {
+    block_on(crate::demo::run())
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Failed, format!("no threads: {error}")))?;
+    runtime.block_on(work).map_err(|error| Failure::new(Exit::Failed, format!("{error:#}")))
+}
+
+/// Checks what `serve` would read, and says what it found.
+fn check(config: Option<&Path>) -> Result<(), Failure> {
+    let config = load(config)?;
+    Presets::load(&process_env).map_err(|error| config_failure(&error))?;
+    let prices = server::load_prices(&config)
+        .map_err(|error| Failure::new(Exit::Config, format!("{error:#}")))?;
+    let table = prices.table();
+    println!("settings   ok");
+    println!("prices     ok: {} models, version {}", table.models.len(), table.version);
+    if config.upstreams.is_empty() {
+        println!("upstreams  none: set OPENAI_API_KEY or another provider's key");
+    }
+    let mut unreachable = 0;
+    for upstream in &config.upstreams {
+        let models = table.models.iter().filter(|model| {
+            model.upstreams.iter().any(|(name, _)| *name == upstream.name)
+        });
+        let models = models.count();
+        match reach(&upstream.base_url) {
+            Ok(()) => println!("upstream   {}: reachable, {models} priced models", upstream.name),
+            Err(why) => {
+                unreachable += 1;
+                println!("upstream   {}: not reachable ({why}), {models} priced models", upstream.name);
+            }
+        }
+    }
+    let store = server::open_store(&config)
+        .map_err(|error| Failure::new(Exit::Failed, format!("store: {error:#}")))?;
+    block_on(async move {
+        store.ready().await?;
+        Ok(store.close().await?)
+    })?;
+    println!("store      ok: {}", config.store);
+    match unreachable {
+        0 => Ok(()),
+        n => Err(Failure::new(
+            Exit::Unreachable,
+            format!("{n} of the upstreams cannot be reached: check base_url and the network"),
+        )),
+    }
+}
+
+/// Whether something listens at a URL's host. Nothing is sent, so nothing is billed.
+fn reach(url: &str) -> Result<(), String> {
+    use std::net::{TcpStream, ToSocketAddrs};
+    let url: reqwest::Url = url.parse().map_err(|_| String::from("not a URL"))?;
+    let host = url.host_str().ok_or("no host")?.trim_matches(['[', ']']).to_owned();
+    let port = url.port_or_known_default().ok_or("no port")?;
+    let addresses = (host.as_str(), port).to_socket_addrs().map_err(|error| error.to_string())?;
+    let mut last = String::from("the name has no address");
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, std::time::Duration::from_secs(3)) {
+            Ok(_) => return Ok(()),
+            Err(error) => last = error.to_string(),
+        }
+    }
+    Err(last)
+}
