@@ -110,9 +110,9 @@ impl<'a> Known<'a> {
     }
 }
 
-/// A name that a client chose, short enough for a message.
+/// A name that a client chose, short and plain enough for a message.
 pub fn bounded(key: &str) -> String {
-    key.chars().take(64).collect()
+    key.chars().filter(|letter| !letter.is_control()).take(64).collect()
 }
 
 /// Whether some reader may take `key` for `name`.

@@ -40,55 +40,84 @@ fn pairs(document: &str) -> Vec<(String, Box<RawValue>)> {
     serde_json::from_str::<Pairs>(document).unwrap().0
 }
 
-/// How readers differ.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Reader {
-    /// The first of two equal names counts.
-    First,
-    /// The last one counts.
-    Last,
-    /// The last one counts, and case does not (Go).
-    Caseless,
+/// How readers differ: in which of two equal names counts, and in which names are equal.
+#[derive(Clone, Copy)]
+struct Reader {
+    first_wins: bool,
+    /// A name as the reader compares it.
+    name: fn(&str) -> String,
 }
 
-/// A document as a reader understands it.
-fn understood(raw: &str, reader: Reader) -> Value {
-    if raw.starts_with('[') {
-        let items: Vec<Box<RawValue>> = serde_json::from_str(raw).unwrap();
-        return items.iter().map(|item| understood(item.get(), reader)).collect();
-    }
-    if !raw.starts_with('{') {
-        // A number beyond what the other parser takes counts as none.
-        return serde_json::from_str(raw).unwrap_or_default();
-    }
-    let mut object = serde_json::Map::new();
-    for (key, value) in pairs(raw) {
-        let key = match reader {
-            Reader::Caseless => key.to_lowercase().replace('ſ', "s"),
-            Reader::First | Reader::Last => key,
-        };
-        let value = understood(value.get(), reader);
-        match reader {
-            Reader::First => _ = object.entry(key).or_insert(value),
-            Reader::Last | Reader::Caseless => _ = object.insert(key, value),
+const EXACT: [Reader; 2] = [
+    Reader { first_wins: true, name: str::to_owned },
+    Reader { first_wins: false, name: str::to_owned },
+];
+
+const CASELESS: [Reader; 2] =
+    [Reader { first_wins: true, name: caseless }, Reader { first_wins: false, name: caseless }];
+
+const SPELLED: [Reader; 2] =
+    [Reader { first_wins: true, name: spelled }, Reader { first_wins: false, name: spelled }];
+
+/// A name without case, as Go compares it.
+fn caseless(name: &str) -> String {
+    name.to_lowercase().replace('ſ', "s")
+}
+
+/// A name in neither `camelCase` nor `snake_case`, as Protocol Buffers take both.
+fn spelled(name: &str) -> String {
+    caseless(name).replace('_', "")
+}
+
+impl Reader {
+    /// A document as this reader understands it.
+    fn understood(self, raw: &str) -> Value {
+        if raw.starts_with('[') {
+            let items: Vec<Box<RawValue>> = serde_json::from_str(raw).unwrap();
+            return items.iter().map(|item| self.understood(item.get())).collect();
         }
+        if !raw.starts_with('{') {
+            // A number beyond what the other parser takes counts as none.
+            return serde_json::from_str(raw).unwrap_or_default();
+        }
+        let mut object = serde_json::Map::new();
+        for (key, value) in pairs(raw) {
+            let (key, value) = ((self.name)(&key), self.understood(value.get()));
+            if self.first_wins {
+                object.entry(key).or_insert(value);
+            } else {
+                object.insert(key, value);
+            }
+        }
+        object.into()
     }
-    object.into()
 }
 
-/// A field: its name, and values that fit it or do not.
-fn field() -> impl Strategy<Value = (String, String)> {
-    let one_of = |texts: &[&'static str]| prop::sample::select(texts.to_vec()).boxed();
+/// Fields, each with names and with values that fit it or do not.
+type Pool = Vec<(Vec<&'static str>, BoxedStrategy<&'static str>)>;
+
+fn one_of(texts: &[&'static str]) -> BoxedStrategy<&'static str> {
+    prop::sample::select(texts.to_vec()).boxed()
+}
+
+fn field(
+    keys: &[&'static str],
+    values: BoxedStrategy<&'static str>,
+) -> (Vec<&'static str>, BoxedStrategy<&'static str>) {
+    (keys.to_vec(), values)
+}
+
+fn chat() -> Pool {
     let count =
         one_of(&["1", "7", "null", "8", "1.0", "1e2", "-1", "\"7\"", "18446744073709551616", "01"]);
     let flag = one_of(&["true", "false", "true", "false", "null", "0", "\"true\""]);
-    let pool: Vec<(&[&'static str], _)> = vec![
-        (
+    vec![
+        field(
             &["model", "model", "Model", "MODEL", " model", "model\0", "models"],
             one_of(&["\"cheap\"", "\"dear\"", "\"ch\\u0065ap\"", "null", "[]", "7"]),
         ),
-        (&["stream", "stream", "Stream", "ſtream"], flag.clone()),
-        (
+        field(&["stream", "stream", "Stream", "ſtream"], flag.clone()),
+        field(
             &["stream_options", "stream_options", "Stream_Options"],
             one_of(&[
                 "{}",
@@ -102,10 +131,10 @@ fn field() -> impl Strategy<Value = (String, String)> {
                 "[]",
             ]),
         ),
-        (&["max_tokens", "max_tokens", "Max_Tokens"], count.clone()),
-        (&["max_completion_tokens", "max_output_tokens"], count.clone()),
-        (&["n", "n", "N"], count),
-        (
+        field(&["max_tokens", "max_tokens", "Max_Tokens"], count.clone()),
+        field(&["max_completion_tokens", "max_output_tokens"], count.clone()),
+        field(&["n", "n", "N"], count),
+        field(
             &["tools", "tools", "Tools"],
             one_of(&[
                 "[]",
@@ -117,9 +146,12 @@ fn field() -> impl Strategy<Value = (String, String)> {
                 "{}",
             ]),
         ),
-        (&["service_tier", "Service_Tier"], one_of(&["\"auto\"", "\"priority\"", "null", "1"])),
-        (&["background", "BACKGROUND"], flag),
-        (
+        field(
+            &["service_tier", "Service_Tier"],
+            one_of(&["\"auto\"", "\"priority\"", "null", "1"]),
+        ),
+        field(&["background", "BACKGROUND"], flag),
+        field(
             &["messages", "x", "y", "é\"\\", "", "model_"],
             one_of(&[
                 "[{\"role\":\"user\",\"content\":\"\\u00e9\\n\"}]",
@@ -133,11 +165,28 @@ fn field() -> impl Strategy<Value = (String, String)> {
                 "\"\\ud800\"",
             ]),
         ),
-    ];
-    let one = prop::sample::select(pool);
-    one.prop_flat_map(|(keys, value)| {
-        (prop::sample::select(keys).prop_map(String::from), value.prop_map(String::from))
-    })
+    ]
+}
+
+fn gemini() -> Pool {
+    vec![
+        field(
+            &["generationConfig", "generation_config", "GenerationConfig"],
+            one_of(&[
+                "{}",
+                "{\"maxOutputTokens\":7}",
+                "{\"max_output_tokens\":8,\"candidate_count\":2}",
+                "{\"maxOutputTokens\":7,\"max_output_tokens\":8}",
+                "{\"candidateCount\":3,\"candidatecount\":4}",
+            ]),
+        ),
+        field(&["serviceTier", "service_tier", "servicetier"], one_of(&["\"priority\"", "null"])),
+        field(
+            &["tools", "Tools"],
+            one_of(&["[{\"googleSearch\":{}}]", "[{\"google_search\":{}}]", "[{}]", "null"]),
+        ),
+        field(&["model", "contents"], one_of(&["\"gemini\"", "\"dear\"", "[]"])),
+    ]
 }
 
 /// A name in quotes, with some of its letters escaped.
@@ -150,17 +199,19 @@ fn quoted(key: &str, escaped: u16) -> String {
 }
 
 /// Documents that try to be read in two ways. About a fifth of them pass.
-fn hostile() -> impl Strategy<Value = String> {
+fn hostile(pool: Pool) -> impl Strategy<Value = String> {
+    let field = prop::sample::select(pool)
+        .prop_flat_map(|(keys, value)| (prop::sample::select(keys), value));
     // Mostly no letter is escaped.
     let escaped = prop_oneof![3 => Just(0_u16), 1 => any::<u16>()];
     let space = prop::sample::select(vec!["", "", " ", "\n\t", "\r\n"]);
-    let fields = prop::collection::vec((field(), escaped, space), 0..5);
+    let fields = prop::collection::vec((field, escaped, space), 0..5);
     (fields, 0_usize..5, prop::sample::select(vec!["", "", "", " ", "\u{feff}", "{}"])).prop_map(
         |(fields, at, end)| {
             let mut fields: Vec<_> = fields
                 .into_iter()
                 .map(|((key, value), escaped, space)| {
-                    format!("{space}{}{space}:{value}{space}", quoted(&key, escaped))
+                    format!("{space}{}{space}:{value}{space}", quoted(key, escaped))
                 })
                 .collect();
             // A model, so that most of them could pass.
@@ -170,29 +221,41 @@ fn hostile() -> impl Strategy<Value = String> {
     )
 }
 
-/// What billing acts on, from the reader's point of view.
-fn check(request: &Request, sent: &str, usage: bool) {
-    for reader in [Reader::First, Reader::Last, Reader::Caseless] {
-        let seen = understood(sent, reader);
-        assert_eq!(seen["model"], "upstream", "{reader:?} {sent}");
-        assert_eq!(seen["stream"].as_bool().unwrap_or(false), request.stream, "{reader:?} {sent}");
-        assert_eq!(seen["n"].as_u64().unwrap_or(1), request.choices, "{reader:?} {sent}");
-        assert_ne!(seen["background"], true, "{reader:?} {sent}");
-        for name in ["max_tokens", "max_completion_tokens", "max_output_tokens"] {
-            if !seen[name].is_null() {
-                assert_eq!(seen[name].as_u64(), request.max_output, "{reader:?} {sent}");
-            }
+/// What billing acts on is what the reader sees in what we send.
+fn check_chat(request: &Request, sent: &str, usage: bool, reader: Reader) {
+    let document = reader.understood(sent);
+    let seen = |name: &str| &document[(reader.name)(name)];
+    assert_eq!(seen("model"), "upstream", "{sent}");
+    assert_eq!(seen("stream").as_bool().unwrap_or(false), request.stream, "{sent}");
+    assert_eq!(seen("n").as_u64().unwrap_or(1), request.choices, "{sent}");
+    assert_ne!(seen("background"), true, "{sent}");
+    for name in ["max_tokens", "max_completion_tokens", "max_output_tokens"] {
+        if !seen(name).is_null() {
+            assert_eq!(seen(name).as_u64(), request.max_output, "{sent}");
         }
-        let tier = seen["service_tier"].as_str().filter(|tier| *tier != "auto");
-        assert_eq!(tier, request.service_tier.as_deref(), "{reader:?} {sent}");
-        let types = seen["tools"].as_array().into_iter().flatten().map(|tool| &tool["type"]);
-        let mut hosted: Vec<_> =
-            types.filter_map(Value::as_str).filter(|it| *it != "function").collect();
-        hosted.sort_unstable();
-        assert_eq!(hosted, request.hosted_tools, "{reader:?} {sent}");
-        let asked = seen["stream_options"]["include_usage"].as_bool().unwrap_or(false);
-        assert_eq!(asked, request.asks_usage || (usage && request.stream), "{reader:?} {sent}");
     }
+    let tier = seen("service_tier").as_str().filter(|tier| *tier != "auto");
+    assert_eq!(tier, request.service_tier.as_deref(), "{sent}");
+    let types = seen("tools").as_array().into_iter().flatten().map(|tool| &tool["type"]);
+    let mut hosted: Vec<_> =
+        types.filter_map(Value::as_str).filter(|name| *name != "function").collect();
+    hosted.sort_unstable();
+    assert_eq!(hosted, request.hosted_tools, "{sent}");
+    let asked = &seen("stream_options")[(reader.name)("include_usage")];
+    let asked = asked.as_bool().unwrap_or(false);
+    assert_eq!(asked, request.asks_usage || (usage && request.stream), "{sent}");
+}
+
+/// The same for Gemini's format, whose names come in two spellings.
+fn check_gemini(request: &Request, sent: &str, reader: Reader) {
+    let document = reader.understood(sent);
+    let config = &document["generationconfig"];
+    assert_eq!(config["maxoutputtokens"].as_u64(), request.max_output, "{sent}");
+    assert_eq!(config["candidatecount"].as_u64().unwrap_or(1), request.choices, "{sent}");
+    assert_eq!(document["servicetier"].as_str(), request.service_tier.as_deref(), "{sent}");
+    let searches = !document["tools"][0]["googlesearch"].is_null();
+    assert_eq!(searches, !request.hosted_tools.is_empty(), "{sent}");
+    assert!(document["model"].is_null(), "{sent}");
 }
 
 proptest! {
@@ -200,13 +263,15 @@ proptest! {
 
     /// First-wins, last-wins and caseless readers see in what we send what we read.
     #[test]
-    fn whatever_passes_reads_alike_to_every_reader(document in hostile(), usage in any::<bool>()) {
+    fn whatever_passes_reads_alike_to_every_reader(document in hostile(chat()), usage in any::<bool>()) {
         let body = Bytes::from(document.clone());
         let Ok(request) = read(Endpoint::Chat, None, body, &Settings::default()) else {
             return Ok(());
         };
         let sent = String::from_utf8(request.upstream_body("upstream", usage).into()).unwrap();
-        check(&request, &sent, usage);
+        for reader in EXACT.into_iter().chain(CASELESS) {
+            check_chat(&request, &sent, usage, reader);
+        }
 
         // Everything else is as it came, byte for byte, in order.
         let ours = |key: &str| key == "model" || key == "stream_options";
@@ -217,11 +282,23 @@ proptest! {
         prop_assert_eq!(others(&sent), others(&document));
     }
 
+    /// So they do where names come in two spellings.
+    #[test]
+    fn whatever_passes_reads_alike_in_both_spellings(document in hostile(gemini())) {
+        let body = Bytes::from(document.replace("\"model\":\"cheap\"", "\"x\":0"));
+        if let Ok(request) = read(Endpoint::Generate, Some("gemini"), body, &Settings::default()) {
+            let sent = String::from_utf8(request.upstream_body("m", false).into()).unwrap();
+            for reader in SPELLED {
+                check_gemini(&request, &sent, reader);
+            }
+        }
+    }
+
     /// No bytes make it panic, on any endpoint.
     #[test]
     fn arbitrary_bytes_are_an_answer_and_not_a_panic(
         bytes in prop::collection::vec(any::<u8>(), 0..64),
-        document in hostile(),
+        document in hostile(chat()),
         cut in any::<prop::sample::Index>(),
         endpoint in prop::sample::select(vec![
             Endpoint::Chat, Endpoint::Completions, Endpoint::Embeddings, Endpoint::Responses,
@@ -248,7 +325,7 @@ fn enough_hostile_documents_pass_to_prove_something() {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let passed = (0..1000).filter(|_| {
-        let document = hostile().new_tree(&mut runner).unwrap().current();
+        let document = hostile(chat()).new_tree(&mut runner).unwrap().current();
         read(Endpoint::Chat, None, document.into(), &Settings::default()).is_ok()
     });
     let passed = passed.count();
