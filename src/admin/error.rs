@@ -141,6 +141,7 @@ impl Error {
                 (StatusCode::UNPROCESSABLE_ENTITY, REQUEST, "amount_out_of_range")
             }
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "api_error", "internal_error"),
+            Self::Closing => (StatusCode::SERVICE_UNAVAILABLE, "api_error", "draining"),
             Self::LedgerUnavailable(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "api_error", "ledger_unavailable")
             }

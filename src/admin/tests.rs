@@ -44,7 +44,7 @@ impl Store for Away {
     fn admit(
         &self,
         _: &AccountId,
-        _: &str,
+        _: store::Candidate,
         _: store::Admission,
     ) -> Answer<'_, Result<store::Admitted, store::Refused>> {
         away()
@@ -128,6 +128,7 @@ impl Control {
             admin_key: KeyHash::of(&key),
             metrics_text: Arc::new(|| "# EOF\n".to_owned()),
             hosts: Arc::new(["farebox.example".to_owned()]),
+            closing: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

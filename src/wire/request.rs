@@ -329,7 +329,8 @@ mod tests {
     }
 
     fn upstream(request: &Request, model: &str, include_usage: bool) -> String {
-        String::from_utf8(request.upstream_body(model, include_usage).into()).unwrap()
+        let include = if include_usage { IncludeUsage::Ask } else { IncludeUsage::AsGiven };
+        String::from_utf8(request.upstream_body(model, include).into()).unwrap()
     }
 
     fn client(case: &str) -> Value {

@@ -8,7 +8,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Request, Settings, read};
+use super::{IncludeUsage, Request, Settings, read};
 use crate::wire::Endpoint;
 
 /// The fields of an object as another parser sees them: all of them, in order, raw.
@@ -258,6 +258,10 @@ fn check_gemini(request: &Request, sent: &str, reader: Reader) {
     assert!(document["model"].is_null(), "{sent}");
 }
 
+fn include(usage: bool) -> IncludeUsage {
+    if usage { IncludeUsage::Ask } else { IncludeUsage::AsGiven }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
@@ -268,7 +272,7 @@ proptest! {
         let Ok(request) = read(Endpoint::Chat, None, body, &Settings::default()) else {
             return Ok(());
         };
-        let sent = String::from_utf8(request.upstream_body("upstream", usage).into()).unwrap();
+        let sent = String::from_utf8(request.upstream_body("upstream", include(usage)).into()).unwrap();
         for reader in EXACT.into_iter().chain(CASELESS) {
             check_chat(&request, &sent, usage, reader);
         }
@@ -287,7 +291,7 @@ proptest! {
     fn whatever_passes_reads_alike_in_both_spellings(document in hostile(gemini())) {
         let body = Bytes::from(document.replace("\"model\":\"cheap\"", "\"x\":0"));
         if let Ok(request) = read(Endpoint::Generate, Some("gemini"), body, &Settings::default()) {
-            let sent = String::from_utf8(request.upstream_body("m", false).into()).unwrap();
+            let sent = String::from_utf8(request.upstream_body("m", IncludeUsage::AsGiven).into()).unwrap();
             for reader in SPELLED {
                 check_gemini(&request, &sent, reader);
             }
@@ -311,7 +315,7 @@ proptest! {
         for body in [bytes, document.into_bytes(), spliced] {
             if let Ok(request) = read(endpoint, Some("gemini"), body.into(), &Settings::default()) {
                 for usage in [false, true] {
-                    let sent = request.upstream_body("upstream", usage);
+                    let sent = request.upstream_body("upstream", include(usage));
                     serde_json::from_slice::<Pairs>(&sent).unwrap();
                 }
             }
