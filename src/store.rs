@@ -149,6 +149,17 @@ pub struct Admission {
     pub hold: Credits,
 }
 
+/// A request that asks for a place, and what is known of it should the process die meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Ours: `req_…`, the id of its settlement.
+    pub id: String,
+    /// The id of the key that signed.
+    pub key: String,
+    /// The model as asked, by its entry's name.
+    pub model: String,
+}
+
 /// A request found worth serving: its place is held until `settle` or `release`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admitted {
@@ -477,10 +488,12 @@ pub trait Store: Send + Sync + 'static {
     fn revoke_key(&self, account: &AccountId, id: &str) -> Answer<'_, Key>;
 
     /// Takes a place for a request, or says why not. On the hot path.
+    ///
+    /// The place is the request's until `settle` answers, or `release`.
     fn admit(
         &self,
         account: &AccountId,
-        request: &str,
+        request: Candidate,
         how: Admission,
     ) -> Answer<'_, Result<Admitted, Refused>>;
     /// Gives the place back; nothing is charged.

@@ -1,1 +1,348 @@
-//! (filled in next)
+//! The embedded store: one SQLite file, one process.
+//!
+//! One thread writes ([`writer`]): it takes all operations that wait ([`operations`]), commits
+//! once and answers each. Admission and keys are answered from memory ([`live`], [`keys`]),
+//! pages are read on other connections ([`read`], [`summary`]). Nothing is loaded at start, so
+//! a million accounts cost nothing until they are used.
+
+use std::future::ready;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwapOption;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Account, AccountId, Admission, Admitted, Answer, Candidate, Entry, EntryFilter, Grant, Granted,
+    Group, Key, Millis, Page, Refused, Rows, Settled, Settlement, Store, StoreError, SummaryRow,
+    UsageFilter, UsageRow,
+};
+use crate::key::KeyHash;
+use keys::Keys;
+use live::Live;
+use operations::{CreateAccount, CreateKey, ForgetFlight, GrantCredits, Own, RevokeKey, Settle};
+use readers::Readers;
+use sql::Fault;
+use writer::{Operation, Reply, Writer};
+
+mod file;
+mod keys;
+mod live;
+mod operations;
+mod read;
+mod readers;
+mod sql;
+mod summary;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use file::OpenError;
+
+/// Milliseconds in an hour.
+const HOUR_MS: Millis = 3_600_000;
+/// Reads of keys and accounts at once.
+const LOOKUPS: usize = 2;
+/// Reads of pages and sums at once; they may be long, so they have turns of their own.
+const PAGES: usize = 4;
+
+/// Where a store takes the time from.
+pub type Clock = Arc<dyn Fn() -> Millis + Send + Sync>;
+
+/// What a commit waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Synchronous {
+    /// Until the disk has it: nothing that was answered is lost, also when the power fails.
+    #[default]
+    Full,
+    /// Until the operating system has it: what was answered survives the death of the process,
+    /// but the last moments may be lost with the power.
+    Normal,
+}
+
+/// How a store is opened.
+#[derive(Clone)]
+pub struct Options {
+    /// What a commit waits for.
+    pub synchronous: Synchronous,
+    /// A request that runs for longer is noted on disk, so that it is listed if the process
+    /// dies; shorter ones cost nothing.
+    pub note_after: Duration,
+    /// The time; it may step back.
+    pub clock: Clock,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let clock = || {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
+        };
+        Self {
+            synchronous: Synchronous::default(),
+            note_after: Duration::from_secs(1),
+            clock: Arc::new(clock),
+        }
+    }
+}
+
+/// A store in one SQLite file.
+pub struct Embedded {
+    writer: Writer,
+    memory: Arc<Memory>,
+    lookups: Readers,
+    pages: Readers,
+    clock: Clock,
+}
+
+/// What is known without the database; the writer keeps it true.
+struct Memory {
+    live: Live,
+    keys: Keys,
+    outage: ArcSwapOption<String>,
+}
+
+impl Memory {
+    /// Sets why the database cannot be written.
+    fn set_outage(&self, why: Option<String>) {
+        self.outage.store(why.map(Arc::new));
+    }
+
+    /// `Unavailable` while the database cannot be written.
+    fn outage(&self) -> Result<(), StoreError> {
+        match &*self.outage.load() {
+            Some(why) => Err(StoreError::Unavailable(why.to_string())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Embedded {
+    /// Opens the file, made with its directory if it is not there, and lists the requests that
+    /// the last process left behind. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`], if another process holds the file, a newer version wrote it, or it cannot
+    /// be read and written.
+    pub fn open(path: &Path, options: Options) -> Result<Arc<Self>, OpenError> {
+        let Options { synchronous, note_after, clock } = options;
+        let (lock, mut db) = file::open(path, synchronous)?;
+        let abandoned = abandon_flights(&mut db, clock())
+            .map_err(|source| OpenError::Sqlite { path: path.into(), source })?;
+        if abandoned > 0 {
+            tracing::warn!(abandoned, "requests were cut off when the last process ended");
+        }
+        let memory = Arc::new(Memory {
+            live: Live::new(note_after),
+            keys: Keys::default(),
+            outage: ArcSwapOption::empty(),
+        });
+        let writer = Writer::start(lock, db, memory.clone(), clock.clone())
+            .map_err(|source| OpenError::Io { path: path.into(), source })?;
+        Ok(Arc::new(Self {
+            writer,
+            memory,
+            lookups: Readers::new(path.into(), LOOKUPS),
+            pages: Readers::new(path.into(), PAGES),
+            clock,
+        }))
+    }
+
+    /// Hands an operation to the writer at once; the answer waits for the commit.
+    fn write<O: Operation>(&self, operation: O) -> Answer<'_, O::Output> {
+        let reply = self.writer.submit(operation);
+        Box::pin(answered(reply))
+    }
+
+    /// Reads a page.
+    fn page<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&rusqlite::Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Answer<'_, T> {
+        Box::pin(self.pages.read(query))
+    }
+
+    /// Admits a request of an account that is not in memory yet.
+    async fn admit_after_reading(
+        &self,
+        account: AccountId,
+        request: Candidate,
+        how: Admission,
+        mut ticket: live::Ticket,
+    ) -> Result<Result<Admitted, Refused>, StoreError> {
+        loop {
+            let id = account.clone();
+            let snapshot = self.lookups.read(move |db| read::snapshot(db, &id)).await?;
+            self.memory.live.insert(ticket, account.clone(), snapshot);
+            match self.memory.live.admit(&account, &request, how, (self.clock)()) {
+                Ok(answer) => return Ok(answer),
+                // A balance changed while it was read.
+                Err(next) => ticket = next,
+            }
+        }
+    }
+
+    /// Adds what runs to what is written.
+    fn with_running(&self, mut account: Account) -> Account {
+        (account.in_flight, account.held) = self.memory.live.running(&account.id);
+        account.available = account.balance - account.held;
+        account
+    }
+}
+
+async fn answered<T>(reply: Reply<T>) -> Result<T, StoreError> {
+    let ended = |_| StoreError::Unavailable("the store has ended".into());
+    reply.await.map_err(ended)?
+}
+
+fn abandon_flights(db: &mut rusqlite::Connection, now: Millis) -> Result<usize, rusqlite::Error> {
+    let step = db.transaction()?;
+    let abandoned = match operations::abandon_flights(&step, now) {
+        Ok(abandoned) => abandoned,
+        Err(Fault::Db(error)) => return Err(error),
+        Err(Fault::Refused(error)) => {
+            return Err(rusqlite::Error::ToSqlConversionFailure(error.into()));
+        }
+    };
+    step.commit()?;
+    Ok(abandoned)
+}
+
+impl Store for Embedded {
+    fn create_account(&self, id: AccountId, name: String) -> Answer<'_, Account> {
+        self.write(CreateAccount { id, name })
+    }
+
+    fn account(&self, id: &AccountId) -> Answer<'_, Account> {
+        let id = id.clone();
+        Box::pin(async move {
+            let account = self.lookups.read(move |db| read::account(db, &id)).await?;
+            Ok(self.with_running(account))
+        })
+    }
+
+    fn accounts(&self, page: Page) -> Answer<'_, Rows<Account>> {
+        Box::pin(async move {
+            let Rows { data, next } = self.pages.read(move |db| read::accounts(db, &page)).await?;
+            let data = data.into_iter().map(|account| self.with_running(account)).collect();
+            Ok(Rows { data, next })
+        })
+    }
+
+    fn create_key(&self, key: Key, hash: KeyHash) -> Answer<'_, Key> {
+        self.write(CreateKey { key, hash })
+    }
+
+    fn key(&self, hash: &KeyHash) -> Answer<'_, Option<Arc<Key>>> {
+        let hash = *hash;
+        let ticket = match self.memory.keys.get(&hash) {
+            Ok(key) => return Box::pin(ready(Ok(Some(key)))),
+            Err(ticket) => ticket,
+        };
+        Box::pin(async move {
+            let found = self.lookups.read(move |db| read::key(db, &hash)).await?.map(Arc::new);
+            if let Some(key) = &found {
+                self.memory.keys.insert(ticket, hash, key.clone());
+            }
+            Ok(found)
+        })
+    }
+
+    fn keys(&self, account: &AccountId) -> Answer<'_, Vec<Key>> {
+        let account = account.clone();
+        self.page(move |db| read::keys(db, &account))
+    }
+
+    fn revoke_key(&self, account: &AccountId, id: &str) -> Answer<'_, Key> {
+        let reply = self.writer.submit(RevokeKey { account: account.clone(), id: id.into() });
+        Box::pin(async move { answered(reply).await.map(|(key, _)| key) })
+    }
+
+    fn admit(
+        &self,
+        account: &AccountId,
+        request: Candidate,
+        how: Admission,
+    ) -> Answer<'_, Result<Admitted, Refused>> {
+        if let Err(outage) = self.memory.outage() {
+            return Box::pin(ready(Err(outage)));
+        }
+        match self.memory.live.admit(account, &request, how, (self.clock)()) {
+            Ok(answer) => Box::pin(ready(Ok(answer))),
+            Err(ticket) => {
+                Box::pin(self.admit_after_reading(account.clone(), request, how, ticket))
+            }
+        }
+    }
+
+    fn release(&self, account: &AccountId, request: &str) {
+        let is_noted = self.memory.live.end(account, request);
+        if is_noted {
+            let request = request.into();
+            // Nobody waits for it; it is kept until it is written.
+            drop(self.writer.submit(ForgetFlight { account: account.clone(), request }));
+        }
+    }
+
+    fn settle(&self, settlement: Settlement) -> Answer<'_, Settled> {
+        self.write(Settle::new(settlement))
+    }
+
+    fn grant(&self, grant: Grant) -> Answer<'_, Granted> {
+        self.write(GrantCredits(grant))
+    }
+
+    fn entries(
+        &self,
+        account: &AccountId,
+        filter: EntryFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<Entry>> {
+        let account = account.clone();
+        self.page(move |db| read::entries(db, &account, &filter, &page))
+    }
+
+    fn usage(
+        &self,
+        account: &AccountId,
+        filter: UsageFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<UsageRow>> {
+        let account = account.clone();
+        self.page(move |db| read::usage(db, &account, &filter, &page))
+    }
+
+    fn summary(
+        &self,
+        account: &AccountId,
+        filter: UsageFilter,
+        by: Group,
+        zone: jiff::tz::TimeZone,
+    ) -> Answer<'_, Vec<SummaryRow>> {
+        let account = account.clone();
+        self.page(move |db| summary::summary(db, &account, &filter, by, &zone))
+    }
+
+    fn own(&self, account: &AccountId, object: &str) -> Answer<'_, ()> {
+        self.write(Own { account: account.clone(), object: object.into() })
+    }
+
+    fn owns(&self, account: &AccountId, object: &str) -> Answer<'_, bool> {
+        let (account, object) = (account.clone(), object.to_owned());
+        let now = (self.clock)();
+        Box::pin(self.lookups.read(move |db| read::owns(db, &account, &object, now)))
+    }
+
+    fn ready(&self) -> Answer<'_, ()> {
+        Box::pin(ready(self.memory.outage()))
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        self.lookups.close_idle();
+        self.pages.close_idle();
+        Box::pin(answered(self.writer.close()))
+    }
+}

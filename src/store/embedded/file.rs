@@ -1,0 +1,163 @@
+//! The file: who may open it, and what must hold before it is used.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+
+use super::Synchronous;
+
+/// The version that this program writes and the only one that it reads.
+const SCHEMA: i64 = 1;
+/// "Fbx1" in `PRAGMA application_id`: tells our files from other SQLite files.
+const APPLICATION: i64 = 0x4662_7831;
+/// Statements kept prepared; more than there are.
+const STATEMENTS: usize = 64;
+/// How long a connection waits for another program, such as `sqlite3`, that has the lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("the store {0} is in use by another process")]
+    Held(PathBuf),
+    /// A newer program wrote it.
+    #[error(
+        "the store {path} has schema {found}, written by a newer version of farebox; \
+         this version knows schema {SCHEMA}"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+    },
+    /// A database, but not ours.
+    #[error("{0} is an SQLite database of another program")]
+    Foreign(PathBuf),
+    /// The file or its directory cannot be made or read.
+    #[error("cannot open the store {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// SQLite says no.
+    #[error("cannot open the store {path}: {source}")]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+}
+
+/// Holds the file against other processes until dropped.
+pub(super) struct Lock(#[expect(dead_code, reason = "the lock is the open file")] File);
+
+/// Makes what is missing, takes the lock, checks the version and opens the one connection that
+/// writes.
+pub(super) fn open(path: &Path, synchronous: Synchronous) -> Result<(Lock, Connection), OpenError> {
+    let io = |source| OpenError::Io { path: path.into(), source };
+    let sqlite = |source| OpenError::Sqlite { path: path.into(), source };
+
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(directory) = directory {
+        create_directory(directory).map_err(io)?;
+    }
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".lock");
+    let lock = create_file(Path::new(&beside)).map_err(io)?;
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => OpenError::Held(path.into()),
+        TryLockError::Error(source) => io(source),
+    })?;
+    create_file(path).map_err(io)?;
+    // A new file must not lose its name with the power.
+    if cfg!(unix) {
+        File::open(directory.unwrap_or(Path::new("."))).and_then(|d| d.sync_all()).map_err(io)?;
+    }
+
+    let mut db =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sqlite)?;
+    let is_new = match inspect(&db).map_err(sqlite)? {
+        Found::Empty => true,
+        Found::Schema(SCHEMA) => false,
+        Found::Schema(found) => return Err(OpenError::Newer { path: path.into(), found }),
+        Found::Foreign => return Err(OpenError::Foreign(path.into())),
+    };
+    configure(&db, synchronous).map_err(sqlite)?;
+    if is_new {
+        create_tables(&mut db).map_err(sqlite)?;
+    }
+    Ok((Lock(lock), db))
+}
+
+/// A connection that only reads.
+pub(super) fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    db.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(db)
+}
+
+enum Found {
+    Empty,
+    Schema(i64),
+    Foreign,
+}
+
+/// Looks without changing anything: a newer file is left exactly as it is.
+fn inspect(db: &Connection) -> rusqlite::Result<Found> {
+    let pragma = |name| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let tables = db.query_row("SELECT 1 FROM sqlite_schema", [], |_| Ok(())).optional()?;
+    Ok(match (tables, pragma("application_id")?) {
+        (None, 0) => Found::Empty,
+        (_, APPLICATION) => Found::Schema(pragma("user_version")?),
+        _ => Found::Foreign,
+    })
+}
+
+fn configure(db: &Connection, synchronous: Synchronous) -> rusqlite::Result<()> {
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    db.set_prepared_statement_cache_capacity(STATEMENTS);
+    db.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+    let level = match synchronous {
+        Synchronous::Full => "full",
+        Synchronous::Normal => "normal",
+    };
+    db.pragma_update(None, "synchronous", level)?;
+    db.pragma_update(None, "cache_size", -16_384)?; // KiB
+    db.pragma_update(None, "temp_store", "memory")?;
+    db.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(())) // bytes
+}
+
+fn create_tables(db: &mut Connection) -> rusqlite::Result<()> {
+    let step = db.transaction()?;
+    step.execute_batch(include_str!("../schema.sql"))?;
+    step.pragma_update(None, "application_id", APPLICATION)?;
+    step.pragma_update(None, "user_version", SCHEMA)?;
+    step.commit()
+}
+
+/// With its parents, for the owner alone.
+fn create_directory(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(path)
+}
+
+/// Opens a file to write, made for the owner alone if it is not there. SQLite gives the files
+/// that it makes beside a database the database's own permissions.
+fn create_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.write(true).create(true).truncate(false).open(path)
+}

@@ -1,0 +1,412 @@
+//! What is read: accounts, keys and the pages of the ledger and of usage.
+//!
+//! Pages go by key, never by offset, and every filter has its index: page one thousand of a
+//! million rows costs what the first one costs.
+
+use std::ops::Range;
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, params_from_iter};
+
+use super::live::{Flight, Snapshot};
+use super::sql::{Count, Fault, Json, Word};
+use crate::billing::Credits;
+use crate::billing::ledger::Kind;
+use crate::key::KeyHash;
+use crate::store::{
+    Account, AccountId, Attribution, Candidate, Entry, EntryFilter, Key, Millis, Outcome, Page,
+    Rows, Source, StoreError, UsageFilter, UsageRow,
+};
+
+/// The largest page.
+const PAGE: u32 = 500;
+
+/// Its balance and status, for admission.
+pub(super) fn snapshot(db: &Connection, id: &AccountId) -> Result<Snapshot, Fault> {
+    db.prepare_cached("SELECT balance, status FROM account WHERE id = ?")?
+        .query_row([id], |row| {
+            Ok(Snapshot { balance: row.get(0)?, status: row.get::<_, Word<_>>(1)?.0 })
+        })
+        .optional()?
+        .ok_or_else(|| no_account(id).into())
+}
+
+/// One account; what runs is not in the database.
+pub(super) fn account(db: &Connection, id: &AccountId) -> Result<Account, Fault> {
+    db.prepare_cached("SELECT id, name, status, balance, created_at FROM account WHERE id = ?")?
+        .query_row([id], Account::read)
+        .optional()?
+        .ok_or_else(|| no_account(id).into())
+}
+
+/// Accounts by id.
+pub(super) fn accounts(db: &Connection, page: &Page) -> Result<Rows<Account>, Fault> {
+    let limit = limit(page);
+    let after = page.cursor.as_deref().unwrap_or_default();
+    let data = db
+        .prepare_cached(
+            "SELECT id, name, status, balance, created_at FROM account
+             WHERE id > ? ORDER BY id LIMIT ?",
+        )?
+        .query_map(params![after, limit + 1], Account::read)?
+        .collect::<Result<_, _>>()?;
+    Ok(cut(data, limit, |account| account.id.to_string()))
+}
+
+pub(super) fn must_exist(db: &Connection, id: &AccountId) -> Result<(), Fault> {
+    db.prepare_cached("SELECT 1 FROM account WHERE id = ?")?
+        .exists([id])?
+        .then_some(())
+        .ok_or_else(|| no_account(id).into())
+}
+
+pub(super) fn no_account(id: &AccountId) -> StoreError {
+    StoreError::NotFound(format!("account {id}"))
+}
+
+/// The key with a hash.
+pub(super) fn key(db: &Connection, hash: &KeyHash) -> Result<Option<Key>, Fault> {
+    let key = db
+        .prepare_cached("SELECT * FROM key WHERE hash = ?")?
+        .query_row([hash.0], Key::read)
+        .optional()?;
+    Ok(key)
+}
+
+/// A key of an account, and its hash.
+pub(super) fn key_by_id(
+    db: &Connection,
+    account: &AccountId,
+    id: &str,
+) -> Result<(Key, KeyHash), Fault> {
+    db.prepare_cached("SELECT * FROM key WHERE id = ? AND account = ?")?
+        .query_row(params![id, account], |row| Ok((Key::read(row)?, KeyHash(row.get("hash")?))))
+        .optional()?
+        .ok_or_else(|| StoreError::NotFound(format!("key {id}")).into())
+}
+
+/// The keys of an account, oldest first.
+pub(super) fn keys(db: &Connection, account: &AccountId) -> Result<Vec<Key>, Fault> {
+    must_exist(db, account)?;
+    let keys = db
+        .prepare_cached("SELECT * FROM key WHERE account = ? ORDER BY created_at, id")?
+        .query_map([account], Key::read)?
+        .collect::<Result<_, _>>()?;
+    Ok(keys)
+}
+
+/// One entry.
+pub(super) fn entry_at(db: &Connection, account: &AccountId, seq: u64) -> Result<Entry, Fault> {
+    db.prepare_cached("SELECT * FROM entry WHERE account = ? AND seq = ?")?
+        .query_row(params![account, Count(seq)], Entry::read)
+        .optional()?
+        .ok_or_else(|| StoreError::NotFound(format!("entry {seq}")).into())
+}
+
+/// A page of the ledger, newest first. The cursor is the sequence number of the last row.
+pub(super) fn entries(
+    db: &Connection,
+    account: &AccountId,
+    filter: &EntryFilter,
+    page: &Page,
+) -> Result<Rows<Entry>, Fault> {
+    must_exist(db, account)?;
+    let limit = limit(page);
+    let before: i64 = match page.cursor.as_deref() {
+        Some(cursor) => cursor.parse().map_err(|_| no_page())?,
+        None => i64::MAX,
+    };
+    let from = filter.since.map_or(Ok(0), |since| first_since(db, account, since))?;
+    let until = filter.until.map_or(Ok(i64::MAX), |until| first_since(db, account, until))?;
+
+    let range = from..until.min(before);
+    let data = entries_page(account, filter.kind, range, limit + 1).rows(db, Entry::read)?;
+    Ok(cut(data, limit, |entry| entry.seq.to_string()))
+}
+
+pub(super) fn entries_page(
+    account: &AccountId,
+    kind: Option<Kind>,
+    seqs: Range<i64>,
+    limit: u32,
+) -> Select {
+    let mut select = Select::of(entries_sql(kind), account);
+    select.and("seq >= ?", seqs.start);
+    select.and("seq < ?", seqs.end);
+    if let Some(kind) = kind {
+        select.and("kind = ?", kind.name().to_owned());
+    }
+    select.page("seq DESC", limit);
+    select
+}
+
+/// The condition makes the index of `schema.sql` usable, which leaves debits out.
+fn entries_sql(kind: Option<Kind>) -> &'static str {
+    match kind {
+        None | Some(Kind::DebitAi) => "SELECT * FROM entry WHERE account = ?",
+        Some(Kind::Topup | Kind::Adjust) => {
+            "SELECT * FROM entry WHERE account = ? AND kind <> 'debit_ai'"
+        }
+    }
+}
+
+/// The sequence number of the first entry at or after a time: by bisection, because times never
+/// fall along the dense sequence.
+fn first_since(db: &Connection, account: &AccountId, since: Millis) -> Result<i64, Fault> {
+    let mut ts_of = db.prepare_cached("SELECT ts FROM entry WHERE account = ? AND seq = ?")?;
+    let mut low: i64 = 1;
+    let mut high: i64 = db
+        .prepare_cached("SELECT seq + 1 FROM account WHERE id = ?")?
+        .query_row([account], |row| row.get(0))?;
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let ts: Millis = ts_of.query_row(params![account, middle], |row| row.get(0))?;
+        if ts < since {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(low)
+}
+
+/// A page of requests, newest first. The cursor is the time and the id of the last row.
+pub(super) fn usage(
+    db: &Connection,
+    account: &AccountId,
+    filter: &UsageFilter,
+    page: &Page,
+) -> Result<Rows<UsageRow>, Fault> {
+    must_exist(db, account)?;
+    let limit = limit(page);
+    let data = usage_page(account, filter, page, limit + 1)?.rows(db, UsageRow::read)?;
+    Ok(cut(data, limit, |row| format!("{}.{}", row.ts, row.id)))
+}
+
+pub(super) fn usage_page(
+    account: &AccountId,
+    filter: &UsageFilter,
+    page: &Page,
+    limit: u32,
+) -> Result<Select, StoreError> {
+    let mut select = Select::of("SELECT * FROM usage WHERE account = ?", account);
+    select.and_row(filter);
+    if let Some(since) = filter.since {
+        select.and("ts >= ?", since);
+    }
+    if let Some(until) = filter.until {
+        select.and("ts < ?", until);
+    }
+    if let Some(cursor) = page.cursor.as_deref() {
+        let (ts, id) = cursor.split_once('.').ok_or_else(no_page)?;
+        let ts: Millis = ts.parse().map_err(|_| no_page())?;
+        select.and("(ts, id) < (?, ?)", ts);
+        select.values.push(id.to_owned().into());
+    }
+    select.page("ts DESC, id DESC", limit);
+    Ok(select)
+}
+
+/// Whether an account made an object, and not too long ago.
+pub(super) fn owns(
+    db: &Connection,
+    account: &AccountId,
+    object: &str,
+    now: Millis,
+) -> Result<bool, Fault> {
+    let owns = db
+        .prepare_cached("SELECT 1 FROM owned WHERE account = ? AND object = ? AND until > ?")?
+        .exists(params![account, object, now])?;
+    Ok(owns)
+}
+
+/// A statement that grows by conditions.
+pub(super) struct Select {
+    pub sql: String,
+    pub values: Vec<Value>,
+}
+
+impl Select {
+    /// Begins with the account as the first parameter.
+    pub(super) fn of(sql: impl Into<String>, account: &AccountId) -> Self {
+        Self { sql: sql.into(), values: vec![account.to_string().into()] }
+    }
+
+    pub(super) fn and(&mut self, condition: &str, value: impl Into<Value>) {
+        self.sql.push_str(" AND ");
+        self.sql.push_str(condition);
+        self.values.push(value.into());
+    }
+
+    /// The conditions that `usage` and its sums have in common.
+    pub(super) fn and_group(&mut self, filter: &UsageFilter) {
+        let UsageFilter { model, key, tag, .. } = filter;
+        for (condition, value) in [("model = ?", model), ("key = ?", key), ("tag = ?", tag)] {
+            if let Some(value) = value {
+                self.and(condition, value.clone());
+            }
+        }
+    }
+
+    /// All but the times.
+    pub(super) fn and_row(&mut self, filter: &UsageFilter) {
+        self.and_group(filter);
+        if let Some(origin) = &filter.origin {
+            self.and("origin = ?", origin.clone());
+        }
+        // The words that are not left out of an index say so, or it would not be used.
+        if let Some(source) = filter.source {
+            let rare = "source = ? AND source <> 'reported'";
+            self.and(if source == Source::Reported { "source = ?" } else { rare }, word(source));
+        }
+        if let Some(outcome) = filter.outcome {
+            let rare = "outcome = ? AND outcome <> 'completed'";
+            let is_rare = outcome != Outcome::Completed;
+            self.and(if is_rare { rare } else { "outcome = ?" }, word(outcome));
+        }
+    }
+
+    fn page(&mut self, order: &str, limit: u32) {
+        self.sql.push_str(" ORDER BY ");
+        self.sql.push_str(order);
+        self.sql.push_str(" LIMIT ?");
+        self.values.push(i64::from(limit).into());
+    }
+
+    fn rows<T>(
+        self,
+        db: &Connection,
+        read: fn(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, Fault> {
+        let rows = db
+            .prepare_cached(&self.sql)?
+            .query_map(params_from_iter(self.values), read)?
+            .collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+}
+
+/// A choice as a parameter.
+fn word<T: serde::Serialize>(choice: T) -> Value {
+    match Word(choice).to_sql() {
+        Ok(rusqlite::types::ToSqlOutput::Owned(value)) => value,
+        _ => Value::Null,
+    }
+}
+
+fn no_page() -> StoreError {
+    StoreError::NotFound("page with this cursor".into())
+}
+
+fn limit(page: &Page) -> u32 {
+    page.limit.clamp(1, PAGE)
+}
+
+/// One row more than the page was read: it tells whether there is a next page.
+fn cut<T>(mut data: Vec<T>, limit: u32, cursor: impl Fn(&T) -> String) -> Rows<T> {
+    let limit = limit as usize;
+    let next = if data.len() > limit { data.get(limit - 1).map(cursor) } else { None };
+    data.truncate(limit);
+    Rows { data, next }
+}
+
+impl Account {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let balance = row.get("balance")?;
+        Ok(Self {
+            id: row.get("id")?,
+            name: row.get("name")?,
+            status: row.get::<_, Word<_>>("status")?.0,
+            balance,
+            held: Credits::ZERO,
+            available: balance,
+            in_flight: 0,
+            created_at: row.get("created_at")?,
+        })
+    }
+}
+
+impl Key {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get("id")?,
+            account: row.get("account")?,
+            name: row.get("name")?,
+            tag: row.get("tag")?,
+            models: row.get::<_, Json<_>>("models")?.0,
+            rejection: row.get::<_, Word<_>>("rejection")?.0,
+            last4: row.get("last4")?,
+            created_at: row.get("created_at")?,
+            expires_at: row.get("expires_at")?,
+            revoked_at: row.get("revoked_at")?,
+        })
+    }
+}
+
+impl Entry {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            seq: row.get::<_, Count>("seq")?.0,
+            ts: row.get("ts")?,
+            kind: row.get::<_, Word<_>>("kind")?.0,
+            amount: row.get("amount")?,
+            balance_after: row.get("balance_after")?,
+            reference: row.get("ref")?,
+            note: row.get("note")?,
+        })
+    }
+}
+
+impl UsageRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let count = |name| row.get::<_, Count>(name).map(|count| count.0);
+        let calls: Option<Json<_>> = row.get("calls")?;
+        let flags: String = row.get("flags")?;
+        Ok(Self {
+            id: row.get("id")?,
+            ts: row.get("ts")?,
+            model: row.get("model")?,
+            served_model: row.get("served_model")?,
+            upstream: row.get("upstream")?,
+            key: row.get("key")?,
+            attribution: Attribution {
+                run: row.get("run")?,
+                agent: row.get("agent")?,
+                session: row.get("session")?,
+                origin: row.get("origin")?,
+                tag: row.get("tag")?,
+            },
+            input_tokens: count("input")?,
+            cached_input_tokens: count("cached")?,
+            cache_creation_5m_tokens: count("cache_creation_5m")?,
+            cache_creation_1h_tokens: count("cache_creation_1h")?,
+            output_tokens: count("output")?,
+            reasoning_tokens: count("reasoning")?,
+            charge: row.get("charge")?,
+            price_version: row.get("price_version")?,
+            ttft_ms: row.get("ttft_ms")?,
+            latency_ms: row.get("latency_ms")?,
+            stream: row.get("stream")?,
+            outcome: row.get::<_, Word<_>>("outcome")?.0,
+            source: row.get::<_, Word<_>>("source")?.0,
+            http_status: row.get("http_status")?,
+            calls: calls.map(|calls| calls.0).unwrap_or_default(),
+            flags: flags.split(',').filter(|flag| !flag.is_empty()).map(Into::into).collect(),
+        })
+    }
+}
+
+impl Flight {
+    /// Of the columns `account, id, key, model, admitted_at`.
+    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            account: row.get("account")?,
+            request: Candidate {
+                id: row.get("id")?,
+                key: row.get("key")?,
+                model: row.get("model")?,
+            },
+            admitted_at: row.get("admitted_at")?,
+        })
+    }
+}

@@ -1,0 +1,239 @@
+//! Sums over usage, by model, key, tag or day of any time zone.
+//!
+//! Whole hours come from `usage_hour`; what that lacks (the edges of a range that are no whole
+//! hours, hours in which a day of the zone begins, filters that the sums do not know) comes
+//! from the rows themselves. Both ways give the same sums to the nano-credit.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use rusqlite::types::FromSql;
+use rusqlite::{Connection, params_from_iter};
+
+use super::HOUR_MS;
+use super::read::{Select, must_exist};
+use super::sql::{Count, Fault};
+use crate::store::{AccountId, Group, Millis, SummaryRow, UsageFilter};
+
+/// Sums over the requests of an account, dearest group first; days in order.
+pub(super) fn summary(
+    db: &Connection,
+    account: &AccountId,
+    filter: &UsageFilter,
+    by: Group,
+    zone: &TimeZone,
+) -> Result<Vec<SummaryRow>, Fault> {
+    must_exist(db, account)?;
+    let end = Timestamp::MAX.as_millisecond();
+    let since = filter.since.unwrap_or(0).clamp(0, end);
+    let until = filter.until.unwrap_or(end).clamp(since, end);
+    let query = Query { db, account, filter };
+    let sums = match by {
+        Group::Model => query.by_column("+model", since..until)?,
+        Group::Key => query.by_column("+key", since..until)?,
+        Group::Tag => query.by_column("coalesce(tag, '')", since..until)?,
+        Group::Day => query.by_day(zone, since..until)?,
+    };
+    let mut rows: Vec<_> = sums.0.into_values().collect();
+    rows.sort_by(|a, b| match by {
+        Group::Day => a.group.cmp(&b.group),
+        Group::Model | Group::Key | Group::Tag => {
+            b.charge.cmp(&a.charge).then_with(|| a.group.cmp(&b.group))
+        }
+    });
+    Ok(rows)
+}
+
+/// Sums by group.
+#[derive(Default)]
+struct Sums(HashMap<String, SummaryRow>);
+
+impl Sums {
+    fn add(&mut self, group: String, part: &SummaryRow) {
+        let sum = self.0.entry(group).or_insert_with_key(|group| SummaryRow {
+            group: group.clone(),
+            ..SummaryRow::default()
+        });
+        sum.requests += part.requests;
+        sum.input_tokens += part.input_tokens;
+        sum.cached_input_tokens += part.cached_input_tokens;
+        sum.cache_creation_tokens += part.cache_creation_tokens;
+        sum.output_tokens += part.output_tokens;
+        sum.charge += part.charge;
+        sum.estimated += part.estimated;
+    }
+}
+
+/// A range of times, cut at whole hours. Each part may be empty.
+struct Cut {
+    before: Range<Millis>,
+    /// Since 1970.
+    hours: Range<i64>,
+    after: Range<Millis>,
+}
+
+impl Cut {
+    fn of(range: Range<Millis>) -> Self {
+        let first = (range.start + HOUR_MS - 1) / HOUR_MS;
+        let last = (range.end / HOUR_MS).max(first);
+        let (whole, end) = (first * HOUR_MS, last * HOUR_MS);
+        Self {
+            before: range.start..whole.min(range.end),
+            hours: first..last,
+            after: end.min(range.end)..range.end,
+        }
+    }
+}
+
+struct Query<'a> {
+    db: &'a Connection,
+    account: &'a AccountId,
+    filter: &'a UsageFilter,
+}
+
+impl Query<'_> {
+    /// `column` is written so that no index tempts SQLite to walk all of an account's rows for
+    /// the order of its groups.
+    fn by_column(&self, column: &str, range: Range<Millis>) -> Result<Sums, Fault> {
+        let mut sums = Sums::default();
+        let mut add = |parts: Vec<(String, SummaryRow)>| {
+            for (group, part) in parts {
+                sums.add(group, &part);
+            }
+        };
+        if self.needs_rows() {
+            add(self.sum_rows(column, range)?);
+        } else {
+            let cut = Cut::of(range);
+            add(self.sum_rows(column, cut.before)?);
+            add(self.sum_hours(column, cut.hours)?);
+            add(self.sum_rows(column, cut.after)?);
+        }
+        Ok(sums)
+    }
+
+    fn by_day(&self, zone: &TimeZone, range: Range<Millis>) -> Result<Sums, Fault> {
+        let Cut { before, hours, after } = Cut::of(range);
+        let parts: Vec<(i64, _)> = if self.needs_rows() {
+            let hour = format!("ts / {HOUR_MS}");
+            self.sum_rows(&hour, hours.start * HOUR_MS..hours.end * HOUR_MS)?
+        } else {
+            self.sum_hours("hour", hours)?
+        };
+        let mut sums = Sums::default();
+        let mut single_rows = vec![before, after];
+        for (hour, part) in parts {
+            let range = hour * HOUR_MS..(hour + 1) * HOUR_MS;
+            let day = day_of(zone, range.start)?;
+            if day == day_of(zone, range.end - 1)? {
+                sums.add(day, &part);
+            } else {
+                single_rows.push(range);
+            }
+        }
+        for range in single_rows {
+            for (ts, part) in self.sum_rows::<Millis>("ts", range)? {
+                sums.add(day_of(zone, ts)?, &part);
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Whether the filter asks for what the sums do not know.
+    fn needs_rows(&self) -> bool {
+        let UsageFilter { origin, source, outcome, .. } = self.filter;
+        origin.is_some() || source.is_some() || outcome.is_some()
+    }
+
+    fn sum_rows<K: FromSql>(
+        &self,
+        group: &str,
+        range: Range<Millis>,
+    ) -> Result<Vec<(K, SummaryRow)>, Fault> {
+        let sql = format!(
+            "SELECT {group}, count(*), sum(input), sum(cached),
+                 sum(cache_creation_5m + cache_creation_1h), sum(output), sum(charge),
+                 sum(source = 'estimated')
+             FROM usage WHERE account = ?"
+        );
+        let mut select = Select::of(sql, self.account);
+        select.and_row(self.filter);
+        select.and("ts >= ?", range.start);
+        select.and("ts < ?", range.end);
+        if range.is_empty() { Ok(Vec::new()) } else { self.parts(select) }
+    }
+
+    fn sum_hours<K: FromSql>(
+        &self,
+        group: &str,
+        hours: Range<i64>,
+    ) -> Result<Vec<(K, SummaryRow)>, Fault> {
+        let sql = format!(
+            "SELECT {group}, sum(requests), sum(input), sum(cached),
+                 sum(cache_creation), sum(output), sum(charge), sum(estimated)
+             FROM usage_hour WHERE account = ?"
+        );
+        let mut select = Select::of(sql, self.account);
+        select.and_group(self.filter);
+        select.and("hour >= ?", hours.start);
+        select.and("hour < ?", hours.end);
+        self.parts(select)
+    }
+
+    fn parts<K: FromSql>(&self, mut select: Select) -> Result<Vec<(K, SummaryRow)>, Fault> {
+        select.sql.push_str(" GROUP BY 1");
+        let parts = self
+            .db
+            .prepare_cached(&select.sql)?
+            .query_map(params_from_iter(select.values), |row| {
+                let count = |column| row.get::<_, Count>(column).map(|count| count.0);
+                let sum = SummaryRow {
+                    group: String::new(),
+                    requests: count(1)?,
+                    input_tokens: count(2)?,
+                    cached_input_tokens: count(3)?,
+                    cache_creation_tokens: count(4)?,
+                    output_tokens: count(5)?,
+                    charge: row.get(6)?,
+                    estimated: count(7)?,
+                };
+                Ok((row.get(0)?, sum))
+            })?
+            .collect::<Result<_, _>>()?;
+        Ok(parts)
+    }
+}
+
+/// The calendar day of a time, `YYYY-MM-DD`.
+fn day_of(zone: &TimeZone, ts: Millis) -> Result<String, Fault> {
+    let timestamp = Timestamp::from_millisecond(ts)
+        .map_err(|_| rusqlite::Error::IntegralValueOutOfRange(0, ts))?;
+    Ok(zone.to_datetime(timestamp).date().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The three parts are one after another, and only the edges are no whole hours.
+        #[test]
+        fn a_cut_range_loses_nothing(start in 0_i64..5 * HOUR_MS, length in 0_i64..5 * HOUR_MS) {
+            let end = start + length;
+            let Cut { before, hours, after } = Cut::of(start..end);
+            prop_assert_eq!(before.start, start);
+            prop_assert_eq!(after.end, end);
+            prop_assert!(before.end - before.start < HOUR_MS || hours.is_empty());
+            prop_assert!(after.end - after.start < HOUR_MS);
+            if hours.is_empty() {
+                prop_assert_eq!(before.end, after.start);
+            } else {
+                prop_assert_eq!(before.end, hours.start * HOUR_MS);
+                prop_assert_eq!(after.start, hours.end * HOUR_MS);
+            }
+        }
+    }
+}
