@@ -44,7 +44,7 @@ impl Store for Away {
     fn admit(
         &self,
         _: &AccountId,
-        _: &str,
+        _: store::Candidate,
         _: store::Admission,
     ) -> Answer<'_, Result<store::Admitted, store::Refused>> {
         away()
