@@ -207,8 +207,13 @@ fn finish(answer: Result<String, Failure>) -> ExitCode {
             }
         }
         Err(failure) => {
+            let exit = failure.exit;
+            let failure = match (exit, &failure.next) {
+                (Exit::Usage, None) => failure.next("farebox --help"),
+                _ => failure,
+            };
             eprintln!("{failure}");
-            failure.exit.into()
+            exit.into()
         }
     }
 }
