@@ -1,8 +1,8 @@
 //! The embedded store: one SQLite file, one process.
 //!
-//! One thread writes ([`writer`]): it takes all operations that wait ([`operations`]), commits
-//! once and answers each. Admission and keys are answered from memory ([`live`], [`keys`]),
-//! pages are read on other connections ([`read`], [`summary`]). Nothing is loaded at start, so
+//! One thread writes (`writer`): it takes all operations that wait (`operations`), commits
+//! once and answers each. Admission and keys are answered from memory (`live`, `keys`),
+//! pages are read on other connections (`read`, `summary`). Nothing is loaded at start, so
 //! a million accounts cost nothing until they are used.
 
 use std::future::ready;
