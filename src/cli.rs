@@ -51,6 +51,7 @@ struct Cli {
 
 /// Options of every command.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// The configuration file
     #[arg(long, global = true, env = "FAREBOX_CONFIG", value_name = "FILE")]
@@ -58,7 +59,7 @@ pub struct Global {
     /// The control plane
     #[arg(long, global = true, env = "FAREBOX_URL", default_value = "http://127.0.0.1:8081")]
     pub url: reqwest::Url,
-    /// A file with the admin key; else `FAREBOX_ADMIN_KEY`, else admin-key beside the store
+    /// A file with the admin key; else FAREBOX_ADMIN_KEY, else admin-key beside the store
     #[arg(long, global = true, env = "FAREBOX_ADMIN_KEY_FILE", value_name = "FILE")]
     pub admin_key_file: Option<PathBuf>,
     /// The account that is meant
@@ -207,8 +208,13 @@ fn finish(answer: Result<String, Failure>) -> ExitCode {
             }
         }
         Err(failure) => {
+            let exit = failure.exit;
+            let failure = match (exit, &failure.next) {
+                (Exit::Usage, None) => failure.next("farebox --help"),
+                _ => failure,
+            };
             eprintln!("{failure}");
-            failure.exit.into()
+            exit.into()
         }
     }
 }

@@ -128,6 +128,7 @@ pub struct Key {
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum,
 )]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum Rejection {
     /// 402 in words that every client shows and none locks on.
     #[default]

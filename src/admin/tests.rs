@@ -1,5 +1,5 @@
-//! The control plane over a real socket, in front of a store that is away: what is tested
-//! here must hold before any store is asked.
+//! The control plane over a real socket. What is tested here, in front of a store that is
+//! away, must hold before any store is asked; [`stored`] has the rest.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -11,6 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::key;
 use crate::store::{self, AccountId, Answer, Page, Rows, StoreError};
+
+mod stored;
 
 /// A store that is away.
 struct Away;
@@ -119,9 +121,13 @@ impl Reply {
 
 impl Control {
     async fn start() -> Self {
+        Self::before(Arc::new(Away)).await
+    }
+
+    async fn before(store: Arc<dyn Store>) -> Self {
         let key = key::generate(Class::Admin).unwrap().expose().to_owned();
         let state = State {
-            store: Arc::new(Away),
+            store,
             prices: Arc::new(|| {
                 Arc::new(PriceTable { version: "v1".into(), ..Default::default() })
             }),

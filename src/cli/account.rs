@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::PageArgs;
 use super::context::Context;
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::table::{Align, Table, amounts};
 use crate::store::{Account, Rows, Status};
 
@@ -48,7 +48,11 @@ pub async fn run(context: &Context, command: AccountCommand) -> Result<String, F
             if let Some(name) = name {
                 body["name"] = name.into();
             }
-            let answer = context.client.post(&["accounts"], &body, None).await?;
+            let sent = context.client.post(&["accounts"], &body, None).await;
+            let answer = sent.map_err(|failure| match failure.exit {
+                Exit::Refused => failure.next("farebox account list"),
+                _ => failure,
+            })?;
             context.show(&answer, |account: Account| {
                 let id = &account.id;
                 context.note(&format!("next: farebox key create --account {id} --name NAME"));

@@ -80,18 +80,16 @@ async fn book(
         .clone()
         .unwrap_or_else(|| format!("cli_{}", ulid::Ulid::generate().to_string().to_lowercase()));
     let body = json!({ "kind": kind, "amount": amount, "note": change.note });
-    let answer =
-        context.client.post(&["accounts", account, "credits"], &body, Some(&id)).await.map_err(
-            |failure| match failure.exit {
-                // It may have been booked. Repeated with the same id it is booked once.
-                Exit::Unreachable => Failure {
-                    message: format!("{} (it is unknown whether it was booked)", failure.message),
-                    ..failure
-                }
-                .next(again(context, verb, change, Some(&id))),
-                _ => failure,
-            },
-        )?;
+    let sent = context.client.post(&["accounts", account, "credits"], &body, Some(&id)).await;
+    let answer = sent.map_err(|mut failure| match failure.exit {
+        // It may have been booked: repeated with the same id it is booked once.
+        Exit::Unreachable => {
+            failure.message.push_str(" (booked or not, the next command books it once)");
+            failure.next(again(context, verb, change, Some(&id)))
+        }
+        Exit::Refused => failure.next(format!("farebox ledger list --account {account}")),
+        _ => failure,
+    })?;
     context.show(&answer, |granted: GrantedEntry| sentence(account, &granted))
 }
 

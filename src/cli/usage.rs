@@ -71,7 +71,7 @@ struct FilterArgs {
     /// Whose counts: reported, drained, estimated or none
     #[arg(long)]
     source: Option<String>,
-    /// How it ended: completed, `client_closed`, `upstream_error`, `upstream_cut` or abandoned
+    /// How it ended: completed, client_closed, upstream_error, upstream_cut or abandoned
     #[arg(long)]
     outcome: Option<String>,
 }

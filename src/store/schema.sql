@@ -49,7 +49,7 @@ CREATE INDEX entry_of_kind ON entry (account, kind, seq) WHERE kind <> 'debit_ai
 CREATE TABLE op (
     account     TEXT NOT NULL,
     id          TEXT NOT NULL,
-    fingerprint BLOB NOT NULL,    -- SHA-256 of the content
+    fingerprint BLOB,             -- SHA-256 of the content; NULL: abandoned, may still be settled
     seq         INTEGER,          -- its entry, if it made one
     balance     INTEGER NOT NULL, -- after it
     PRIMARY KEY (account, id)

@@ -42,7 +42,9 @@ impl Operation for Settle {
         let settlement = &self.settlement;
         // The request has ended, whatever is answered: the one write that comes first.
         forget_flight(db, &settlement.account, &settlement.id)?;
-        if let Some(done) = Done::find(db, &settlement.account, &settlement.id)? {
+        let done = Done::find(db, &settlement.account, &settlement.id)?;
+        let was_abandoned = done.as_ref().is_some_and(|done| done.fingerprint.is_none());
+        if let Some(done) = done.filter(|_| !was_abandoned) {
             done.must_equal(&self.fingerprint, &settlement.id)?;
             return Ok(Settled { balance: done.balance, duplicate: true });
         }
@@ -53,6 +55,9 @@ impl Operation for Settle {
         let amount = -settlement.charge;
         book(books.balance, Kind::DebitAi, amount)?;
 
+        if was_abandoned {
+            remove_abandoned(db, &settlement.account, &settlement.id)?;
+        }
         let makes_entry =
             settlement.charge.is_positive() || settlement.outcome == Outcome::Completed;
         let entry = if makes_entry {
@@ -62,7 +67,8 @@ impl Operation for Settle {
             None
         };
         let seq = entry.map(|entry| entry.seq);
-        remember(db, &settlement.account, &settlement.id, &self.fingerprint, seq, books.balance)?;
+        let fingerprint = Some(&self.fingerprint);
+        remember(db, &settlement.account, &settlement.id, fingerprint, seq, books.balance)?;
         insert_usage(db, settlement, books.ts)?;
         Ok(Settled { balance: books.balance, duplicate: false })
     }
@@ -102,7 +108,7 @@ impl Operation for GrantCredits {
 
         let note = (!note.is_empty()).then_some(note.as_str());
         let entry = books.append(db, *kind, *amount, id, note)?;
-        remember(db, account, id, &fingerprint, Some(entry.seq), books.balance)?;
+        remember(db, account, id, Some(&fingerprint), Some(entry.seq), books.balance)?;
         Ok(Granted { entry, duplicate: false })
     }
 
@@ -261,7 +267,7 @@ impl Operation for ForgetFlight {
 
 /// Lists the requests that the last process left behind, as usage rows without a charge.
 ///
-/// They are not remembered as done: a settlement that comes late is still debited.
+/// A settlement that comes late is debited all the same, and its row takes their place.
 pub(super) fn abandon_flights(db: &Connection, now: Millis) -> Result<usize, Fault> {
     let flights: Vec<Flight> = db
         .prepare("SELECT account, id, key, model, admitted_at FROM flight")?
@@ -290,10 +296,33 @@ pub(super) fn abandon_flights(db: &Connection, now: Millis) -> Result<usize, Fau
             http_status: 0,
             flags: String::new(),
         };
+        remember(db, account, &request.id, None, None, books.balance)?;
         insert_usage(db, &row, books.ts)?;
     }
     db.execute("DELETE FROM flight", [])?;
     Ok(flights.len())
+}
+
+/// Takes back what [`abandon_flights`] wrote about a request.
+fn remove_abandoned(db: &Connection, account: &AccountId, id: &str) -> rusqlite::Result<()> {
+    let (ts, key, model): (Millis, String, String) = db.query_row(
+        "DELETE FROM usage WHERE account = ? AND outcome = 'abandoned' AND outcome <> 'completed'
+             AND id = ? RETURNING ts, key, model",
+        params![account, id],
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    )?;
+    let hour = ts.div_euclid(HOUR_MS);
+    let sums = "account = ? AND hour = ? AND model = ? AND key = ? AND tag = ''";
+    db.execute(
+        &format!("UPDATE usage_hour SET requests = requests - 1 WHERE {sums}"),
+        params![account, hour, model, key],
+    )?;
+    db.execute(
+        &format!("DELETE FROM usage_hour WHERE {sums} AND requests = 0"),
+        params![account, hour, model, key],
+    )?;
+    db.execute("DELETE FROM op WHERE account = ? AND id = ?", params![account, id])?;
+    Ok(())
 }
 
 /// The changing part of an account, read before it is written.
@@ -369,7 +398,8 @@ impl<'a> Books<'a> {
 
 /// An operation that was done before.
 struct Done {
-    fingerprint: Fingerprint,
+    /// `None`: the request was abandoned.
+    fingerprint: Option<Fingerprint>,
     seq: Option<u64>,
     balance: Credits,
 }
@@ -388,7 +418,7 @@ impl Done {
     }
 
     fn must_equal(&self, fingerprint: &Fingerprint, id: &str) -> Result<(), StoreError> {
-        if self.fingerprint == *fingerprint {
+        if self.fingerprint.as_ref() == Some(fingerprint) {
             Ok(())
         } else {
             Err(StoreError::Conflict(format!("the id {id} was used with other content")))
@@ -400,7 +430,7 @@ fn remember(
     db: &Connection,
     account: &AccountId,
     id: &str,
-    fingerprint: &Fingerprint,
+    fingerprint: Option<&Fingerprint>,
     seq: Option<u64>,
     balance: Credits,
 ) -> rusqlite::Result<()> {

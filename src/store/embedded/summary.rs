@@ -13,7 +13,7 @@ use rusqlite::types::FromSql;
 use rusqlite::{Connection, params_from_iter};
 
 use super::HOUR_MS;
-use super::read::{Select, must_exist};
+use super::read::{Select, index_of, must_exist};
 use super::sql::{Count, Fault};
 use crate::store::{AccountId, Group, Millis, SummaryRow, UsageFilter};
 
@@ -156,7 +156,8 @@ impl Query<'_> {
             "SELECT {group}, count(*), sum(input), sum(cached),
                  sum(cache_creation_5m + cache_creation_1h), sum(output), sum(charge),
                  sum(source = 'estimated')
-             FROM usage WHERE account = ?"
+             FROM usage {} WHERE account = ?",
+            index_of(self.filter)
         );
         let mut select = Select::of(sql, self.account);
         select.and_row(self.filter);

@@ -238,7 +238,13 @@ async fn a_request_cut_off_by_the_end_of_the_process_is_listed_and_free() {
     assert_eq!((bench.entries().await.len(), flights(&bench)), (1, 0));
     let bench = bench.reopened().await;
     assert_eq!(bench.usage().await.len(), 1);
-    assert_eq!(bench.settle("cut", "0.3").await.unwrap().balance, credits("0.7"));
+    assert_sound(&bench.path());
+    for duplicate in [false, true] {
+        let settled = bench.settle("cut", "0.3").await.unwrap();
+        assert_eq!(settled, Settled { balance: credits("0.7"), duplicate });
+    }
+    let rows = bench.usage().await;
+    assert_eq!((rows.len(), rows[0].outcome), (1, Outcome::Completed));
     assert_sound(&bench.path());
 }
 
