@@ -1,0 +1,205 @@
+//! JSON objects read one level at a time, with counts that never pass through a float.
+//!
+//! Only the paths that are asked for are opened, so text inside a reply is never taken for
+//! a count. Where a name stands twice the last one holds, as for every `JSON.parse`.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use rust_decimal::Decimal;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// More members than any object that is read here has.
+const MAX_MEMBERS: usize = 4096;
+
+/// The largest count that every JSON reader reads alike.
+const MAX_COUNT: u64 = 1 << 53;
+
+/// A number where a count should stand that cannot be one: negative, a fraction, too large.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalid;
+
+/// A JSON object: its names, and the text of their values.
+#[derive(Debug, Default)]
+pub struct Object<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'a> Object<'a> {
+    /// Reads one object. `None`: the text is something else.
+    pub fn parse(text: &'a str) -> Option<Self> {
+        let mut json = serde_json::Deserializer::from_str(text);
+        let object = json.deserialize_map(Members).ok()?;
+        json.end().ok()?;
+        Some(object)
+    }
+
+    /// Names and the texts of their values, as they come.
+    pub fn members(&self) -> impl Iterator<Item = (&str, &'a str)> {
+        self.0.iter().map(|(name, value)| (name.as_ref(), value.get()))
+    }
+
+    /// The text of a value that is neither missing nor `null`.
+    pub fn get(&self, name: &str) -> Option<&'a str> {
+        let (_, value) = self.0.iter().rev().find(|(key, _)| key == name)?;
+        let text = value.get();
+        (text != "null").then_some(text)
+    }
+
+    /// Whether there is such a value, and it is not `null`.
+    pub fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// A value that is an object.
+    pub fn object(&self, name: &str) -> Option<Object<'a>> {
+        Object::parse(self.get(name)?)
+    }
+
+    /// The first of these values that is an object; an empty one if none is.
+    pub fn any_object(&self, names: &[&str]) -> Object<'a> {
+        names.iter().find_map(|name| self.object(name)).unwrap_or_default()
+    }
+
+    /// The objects of a value that is an array.
+    pub fn objects(&self, name: &str) -> Vec<Object<'a>> {
+        let elements = self.get(name).and_then(elements).unwrap_or_default();
+        elements.into_iter().filter_map(Object::parse).collect()
+    }
+
+    /// A value that is a string.
+    pub fn text(&self, name: &str) -> Option<Cow<'a, str>> {
+        let text = self.get(name)?;
+        let plain = text.strip_prefix('"')?.strip_suffix('"')?;
+        if plain.contains('\\') {
+            return serde_json::from_str::<String>(text).ok().map(Cow::Owned);
+        }
+        Some(Cow::Borrowed(plain))
+    }
+
+    /// A count. Missing and `null` are `None`: not the same as zero.
+    pub fn count(&self, name: &str) -> Result<Option<u64>, Invalid> {
+        self.get(name).map(count).transpose()
+    }
+
+    /// The first of these counts that is there.
+    pub fn any_count(&self, names: &[&str]) -> Result<Option<u64>, Invalid> {
+        for name in names {
+            if let Some(count) = self.count(name)? {
+                return Ok(Some(count));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The texts of the elements of an array.
+pub fn elements(text: &str) -> Option<Vec<&str>> {
+    let values: Vec<&RawValue> = serde_json::from_str(text).ok()?;
+    Some(values.into_iter().map(RawValue::get).collect())
+}
+
+/// A whole number of tokens, written as `12`, `12.0`, `1.2e1` or `"12"`.
+fn count(text: &str) -> Result<u64, Invalid> {
+    let quoted = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let number = decimal(quoted.unwrap_or(text).trim()).ok_or(Invalid)?.normalize();
+    if number.scale() != 0 {
+        return Err(Invalid);
+    }
+    let count = u64::try_from(number).map_err(|_| Invalid)?;
+    if count > MAX_COUNT { Err(Invalid) } else { Ok(count) }
+}
+
+/// A JSON number as plain decimal text, such as `0.00008` for `8e-05`.
+pub fn decimal_text(text: &str) -> Option<String> {
+    decimal(text).map(|number| number.normalize().to_string())
+}
+
+fn decimal(text: &str) -> Option<Decimal> {
+    if text.contains(['e', 'E']) {
+        Decimal::from_scientific(text).ok()
+    } else {
+        Decimal::from_str_exact(text).ok()
+    }
+}
+
+struct Members;
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Object<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members = Vec::new();
+        while let Some(Name(name)) = map.next_key()? {
+            if members.len() == MAX_MEMBERS {
+                return Err(serde::de::Error::custom("too many members"));
+            }
+            members.push((name, map.next_value()?));
+        }
+        Ok(Object(members))
+    }
+}
+
+/// A name, borrowed from the text unless it is escaped.
+#[derive(serde::Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_whole_numbers_however_they_are_written() {
+        for (text, expected) in [
+            ("12", 12),
+            ("12.0", 12),
+            ("1.2e1", 12),
+            ("\"12\"", 12),
+            ("0", 0),
+            ("-0", 0),
+            ("9007199254740992", 1 << 53),
+        ] {
+            assert_eq!(count(text), Ok(expected), "{text}");
+        }
+        for text in [
+            "-1",
+            "1.5",
+            "1e-1",
+            "\"\"",
+            "\"x\"",
+            "NaN",
+            "true",
+            "{}",
+            "9007199254740993",
+            "1e300",
+            "99999999999999999999999999999999999",
+        ] {
+            assert_eq!(count(text), Err(Invalid), "{text}");
+        }
+    }
+
+    #[test]
+    fn missing_and_null_are_not_zero() {
+        let object = Object::parse(r#"{"a":null,"b":0}"#).unwrap();
+        assert_eq!(object.count("a"), Ok(None));
+        assert_eq!(object.count("b"), Ok(Some(0)));
+        assert_eq!(object.count("c"), Ok(None));
+    }
+
+    #[test]
+    fn the_last_of_two_equal_names_holds() {
+        let object = Object::parse(r#"{"a":1,"\u0061":2}"#).unwrap();
+        assert_eq!(object.count("a"), Ok(Some(2)));
+    }
+
+    #[test]
+    fn costs_are_plain_decimals() {
+        assert_eq!(decimal_text("8e-05").as_deref(), Some("0.00008"));
+        assert_eq!(decimal_text("0.00950").as_deref(), Some("0.0095"));
+        assert_eq!(decimal_text("0").as_deref(), Some("0"));
+        assert_eq!(decimal_text("{}"), None);
+    }
+}
