@@ -53,6 +53,9 @@ pub struct Reading {
     pub flags: Vec<&'static str>,
 }
 
+/// Prices what has been read of a reply; `None` if it has no price.
+pub type Pricing = Box<dyn Fn(&Reading) -> Option<Credits> + Send>;
+
 /// What may be changed in a stream of chat or text completions. Nothing is ever changed in others.
 pub enum Edit {
     /// Nothing.
@@ -61,7 +64,7 @@ pub enum Edit {
     HideUsage,
     /// `usage.cost` is written into the final usage, which the client asked for; the function
     /// prices what has been read.
-    AddCost(Box<dyn Fn(&Reading) -> Option<Credits> + Send>),
+    AddCost(Pricing),
 }
 
 /// Reads one streamed reply.
@@ -325,7 +328,7 @@ fn add_cost(
     data: &str,
     reading: &Reading,
     finished: bool,
-    cost: &dyn Fn(&Reading) -> Option<Credits>,
+    cost: &Pricing,
 ) -> Option<Vec<u8>> {
     let Cow::Borrowed(line) = event.data else { return None };
     let usage = edit::final_usage(data, finished)?;
@@ -404,3 +407,6 @@ impl<'a> Outgoing<'a> {
         (self.built.into(), held)
     }
 }
+
+#[cfg(test)]
+mod tests;

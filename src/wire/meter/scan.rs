@@ -14,12 +14,18 @@ use crate::wire::Endpoint;
 /// Output text that is kept for an estimate, in bytes.
 pub const MAX_TEXT_BYTES: usize = 64 << 10;
 
+/// The longest beginning of events that is remembered, in bytes.
+const MAX_PREFIX_BYTES: usize = 1 << 10;
+
 /// Output as it came, still escaped as in JSON.
 #[derive(Debug, Default)]
 pub struct Text {
     kept: Vec<u8>,
     /// Bytes beyond those kept.
     beyond: u64,
+    /// How events begin, up to their output: a stream repeats it in every event, and what
+    /// has been looked over once need not be again.
+    prefix: Vec<u8>,
 }
 
 impl Text {
@@ -27,6 +33,13 @@ impl Text {
         let (kept, beyond) = escaped.split_at(escaped.len().min(MAX_TEXT_BYTES - self.kept.len()));
         self.kept.extend_from_slice(kept);
         self.beyond = self.beyond.saturating_add(beyond.len() as u64);
+    }
+
+    fn remember(&mut self, prefix: &[u8]) {
+        self.prefix.clear();
+        if prefix.len() <= MAX_PREFIX_BYTES {
+            self.prefix.extend_from_slice(prefix);
+        }
     }
 
     /// There was none.
@@ -44,14 +57,14 @@ impl Text {
     }
 }
 
-/// The names in a JSON text, each with where its value begins.
+/// The names in a JSON text: where each lies, without quotes, and where its value begins.
 struct Names<'a> {
     text: &'a [u8],
     at: usize,
 }
 
-impl<'a> Iterator for Names<'a> {
-    type Item = (&'a [u8], usize);
+impl Iterator for Names<'_> {
+    type Item = (Range<usize>, usize);
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -60,7 +73,7 @@ impl<'a> Iterator for Names<'a> {
             let colon = skip_space(self.text, self.at);
             if self.text.get(colon) == Some(&b':') {
                 self.at = skip_space(self.text, colon + 1);
-                return Some((&self.text[name], self.at));
+                return Some((name, self.at));
             }
         }
     }
@@ -164,7 +177,10 @@ pub fn scan(endpoint: Endpoint, data: &[u8], reading: &mut Reading, text: &mut T
     let mut worth = false;
     let mut reasoned = false;
     let mut repeats = false;
-    for (name, at) in (Names { text: data, at: 0 }) {
+    let mut in_prefix = true;
+    let known = if data.starts_with(&text.prefix) { text.prefix.len() } else { 0 };
+    for (range, at) in (Names { text: data, at: known }) {
+        let name = &data[range.clone()];
         let value = &data[at..];
         match role(endpoint, name) {
             Role::Other => {}
@@ -177,20 +193,26 @@ pub fn scan(endpoint: Endpoint, data: &[u8], reading: &mut Reading, text: &mut T
             Role::Text if repeats && name == b"text" => {}
             Role::Reasoning if reasoned => {}
             role @ (Role::Text | Role::Reasoning) => {
-                if let Some(output) = string_value(data, at).filter(|output| !output.is_empty()) {
-                    reasoned |= role == Role::Reasoning;
-                    text.add(output);
+                let Some(output) = string_value(data, at) else { continue };
+                reasoned |= role == Role::Reasoning && !output.is_empty();
+                text.add(output);
+                if std::mem::take(&mut in_prefix) && known == 0 {
+                    text.remember(&data[..range.start - 1]);
                 }
             }
         }
     }
     reading.output_seen |= !text.is_empty();
+    if worth {
+        text.prefix.clear(); // what is read may change what is worth reading
+    }
     worth
 }
 
 /// The output of a whole reply, given the part of it that holds output.
 pub fn collect(endpoint: Endpoint, output: &[u8], text: &mut Text) {
     for (name, at) in (Names { text: output, at: 0 }) {
+        let name = &output[name];
         let is_output = match endpoint {
             Endpoint::Responses => {
                 matches!(name, b"text" | b"refusal" | b"arguments" | b"name" | b"input" | b"code")

@@ -87,6 +87,17 @@ fn a_client_that_reads_by_the_line_does_not_see_the_end_early_either() {
 }
 
 #[test]
+fn a_model_that_changes_and_changes_back_is_followed() {
+    let mut meter = chat(Edit::None);
+    for model in ["m", "other", "m"] {
+        meter.push(HELLO.replace("\"m\"", &format!("\"{model}\"")).into());
+        assert_eq!(meter.reading().model.as_deref(), Some(model));
+    }
+    meter.push(HELLO.into());
+    assert_eq!(meter.output_text().0, "Hello".repeat(4));
+}
+
+#[test]
 fn a_finish_reason_is_not_the_end() {
     let mut meter = chat(Edit::None);
     meter.push(FINISH.into());
