@@ -213,7 +213,7 @@ impl Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::billing::price::Model;
+    use crate::billing::price::{Model, Rate, Rates, Tier};
 
     const GROK: &str = "[models.grok]\nupstream = \"xai\"\ninput = \"3\"\noutput = \"15\"\n";
     const GPT: &str = "[models.gpt]\nupstream = \"openai\"\ninput = \"2\"\noutput = \"8\"\n";
@@ -301,5 +301,58 @@ mod tests {
         let prices = Prices::load(None).unwrap();
         assert!(prices.table().find("claude-sonnet-4.5").is_some());
         assert_eq!(prices.reload().unwrap(), Difference::default());
+    }
+
+    #[test]
+    fn the_built_in_prices_have_no_problem() {
+        let (table, warnings) = PriceTable::read(BUILT_IN).unwrap();
+        assert_eq!(render(&warnings, "pricing.toml", BUILT_IN), "");
+        for model in &table.models {
+            assert!(model.source.is_some() && model.date.is_some(), "{}", model.name);
+        }
+    }
+
+    /// Nano-credits per token of input, output, cache creation and cached input.
+    type Published = (&'static str, i64, i64, Option<i64>, Option<i64>);
+
+    #[test]
+    fn six_models_cost_exactly_what_was_published() {
+        let published: [Published; 6] = [
+            ("claude-sonnet-4.5", 3_300, 16_500, Some(4_125), Some(330)),
+            ("claude-opus-4.6", 5_500, 27_500, Some(6_750), Some(550)),
+            ("claude-opus-4", 15_000, 75_000, Some(18_750), Some(1_500)),
+            ("gemini-3-flash", 500, 3_000, None, Some(50)),
+            ("gpt-4.1", 2_200, 8_800, None, Some(550)),
+            ("grok-4", 3_000, 15_000, None, Some(750)),
+        ];
+        let (table, _) = PriceTable::read(BUILT_IN).unwrap();
+        for (name, input, output, cache_creation, cached_input) in published {
+            let nano = |nano: i64| Rate(nano * 1000);
+            let rates = Rates {
+                input: nano(input),
+                output: nano(output),
+                cache_creation: cache_creation.map(nano),
+                cached_input: cached_input.map(nano),
+                ..Rates::default()
+            };
+            let price = &table.find(name).unwrap().price;
+            assert_eq!(price.standard, Tier { rates, bands: vec![] }, "{name}");
+            assert_eq!(price.tiers.len(), 0, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_providers_own_names_of_published_models_have_no_second_price() {
+        let (table, _) = PriceTable::read(BUILT_IN).unwrap();
+        for (id, name) in [
+            ("claude-sonnet-4-5", "claude-sonnet-4.5"),
+            ("claude-opus-4-6", "claude-opus-4.6"),
+            ("gemini-3-flash-preview", "gemini-3-flash"),
+        ] {
+            assert_eq!(table.find(id).unwrap().name, name);
+        }
+        let sonnet = table.by_upstream("anthropic", "claude-sonnet-4-5").unwrap();
+        assert_eq!(sonnet.name, "claude-sonnet-4.5");
+        assert_eq!(table.by_upstream("openai", "claude-sonnet-4-5"), None);
     }
 }

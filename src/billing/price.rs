@@ -17,17 +17,19 @@ pub mod table;
 
 pub use table::{Model, PriceTable};
 
-/// Names of fees, which are those that [`Usage::calls`] counts under.
-pub const FEES: [&str; 12] = [
-    "code_execution",
+/// Names of fees, which are those that [`Usage::calls`] counts under. Gemini bills searches
+/// by the query (`web_search`) or by the reply (`grounding`), whatever the model's list says.
+pub const FEES: [&str; 13] = [
     "code_interpreter",
     "collections_search",
     "computer_use",
     "file_search",
-    "google_maps",
+    "grounding",
     "image_generation",
+    "maps_grounding",
     "mcp",
     "shell",
+    "url_context",
     "web_fetch",
     "web_search",
     "x_search",

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::table::decimal;
+use super::table::{decimal, rate};
 use super::{Band, Model, Price, Rate, Rates, Tier};
 use crate::billing::Credits;
 
@@ -99,6 +99,15 @@ pub struct StatedTier {
 impl Markup {
     /// No markup.
     pub const ONE: Self = Self(1_000_000);
+    /// No markup is believed to be larger: credits may be small, such as a hundredth of a
+    /// dollar.
+    const MAX: Self = Self(1_000_000_000);
+
+    /// Reads a factor such as `1.10`: above 0, up to 1000, with at most six decimals.
+    pub fn read(text: &str) -> Option<Self> {
+        let markup = rate(text).map(|Rate(millionths)| Self(millionths))?;
+        (Self(0) < markup && markup <= Self::MAX).then_some(markup)
+    }
 
     /// `value` times the markup, rounded half up to whole units: pico for rates, nano for
     /// fees. Saturates, which the limits on rates and markups keep from happening.
@@ -114,6 +123,12 @@ impl Markup {
 
     fn text(self) -> String {
         decimal(self.0, 6)
+    }
+}
+
+impl Default for Markup {
+    fn default() -> Self {
+        Self::ONE
     }
 }
 
@@ -265,6 +280,26 @@ fn priced(rates: &Stated, bands: &[StatedBand], markup: Markup) -> Tier {
     Tier { rates: marked_up(rates, markup), bands: bands.collect() }
 }
 
+impl Rates {
+    /// Every rate under its key, in the order of [`RATES`]; `None` where it falls back.
+    pub fn named(&self) -> [(&'static str, Option<Rate>); 11] {
+        let rates = [
+            Some(self.input),
+            self.cached_input,
+            self.cache_creation,
+            self.cache_creation_1h,
+            Some(self.output),
+            self.reasoning,
+            self.audio_input,
+            self.cached_audio_input,
+            self.audio_output,
+            self.image_input,
+            self.image_output,
+        ];
+        std::array::from_fn(|at| (RATES[at], rates[at]))
+    }
+}
+
 fn marked_up(stated: &Stated, markup: Markup) -> Rates {
     let rate = |key| stated.get(key).map(|rate: &Rate| markup.rate(*rate));
     Rates {
@@ -390,6 +425,13 @@ output = "33"
         assert_eq!(priority.rates.output, Rate(16_500_000));
         assert_eq!(priority.rates(200_001).input, Rate(6_600_000));
         assert_eq!(priority.rates(200_001).output, Rate(33_000_000));
+    }
+
+    #[test]
+    fn rates_are_named_as_in_the_file() {
+        let stated: Stated = RATES.into_iter().zip((1..).map(Rate)).collect();
+        let named = marked_up(&stated, Markup::ONE).named();
+        assert_eq!(named.map(|(key, rate)| rate == stated.get(key).copied()), [true; 11]);
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub struct Options {
     /// Ids to take, `*` standing for anything. Without any: all models of the upstreams that
     /// are built in.
     pub models: Vec<String>,
-    /// The upstream of all entries, in place of the one that the list names.
+    /// The upstream of all entries. Without it, only models of the upstreams that are built
+    /// in are taken, each for its own.
     pub upstream: Option<String>,
     /// The markup of all entries.
     pub markup: Option<Markup>,

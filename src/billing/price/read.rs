@@ -21,7 +21,7 @@ mod values;
 use values::{Key, Reader, Value, in_order};
 
 /// The file, entry by entry, before inheritance and markup.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct File {
     /// The markup of entries that have none of their own.
     pub markup: Markup,
@@ -102,10 +102,10 @@ pub fn read_file(text: &str) -> (File, Vec<Problem>) {
         let span = error.span().unwrap_or_default();
         reader.problems.push(Problem::error(span, format!("not TOML: {}", error.message())));
     }
-    let mut file = File { markup: Markup::ONE, entries: vec![] };
+    let mut file = File::default();
     for (key, value) in in_order(document.get_ref()) {
         match key.get_ref().as_ref() {
-            "markup" => file.markup = reader.markup(value).unwrap_or(Markup::ONE),
+            "markup" => file.markup = reader.markup(value).unwrap_or_default(),
             "models" => {
                 for (name, value) in reader.table("models", value) {
                     file.entries.extend(reader.entry(name, value));
@@ -172,15 +172,18 @@ impl Reader {
                 "serves" => (entry.serves, places.serves) = self.ids(key_name, value),
                 "source" => entry.source = self.text(key_name, value),
                 "date" => entry.date = self.date(value),
-                _ => self.misspelt(key_name, key, table, &mut places, name),
+                _ => {
+                    let meant = self.misspelt(key_name, key, table, &mut places, name);
+                    entry.free |= meant == Some("free");
+                }
             }
         }
         entry.upstreams = self.upstreams(&places, name, upstreams, upstream_models);
         Some(Located { entry, places })
     }
 
-    /// An unknown key of an entry. What was probably meant then counts as stated, so that
-    /// one slip is one error, which tells what follows from it.
+    /// An unknown key of an entry; returns the one that was probably meant. That then counts
+    /// as stated, so that one slip is one error, which tells what follows from it.
     fn misspelt(
         &mut self,
         name: &str,
@@ -188,16 +191,17 @@ impl Reader {
         table: &DeTable<'_>,
         places: &mut Places,
         model: &str,
-    ) {
-        let Some(meant) = self.unknown(name, key, KEYS.into_iter().chain(RATES)) else { return };
+    ) -> Option<&'static str> {
+        let meant = self.unknown(name, key, KEYS.into_iter().chain(RATES))?;
         if table.contains_key(meant) {
-            return;
+            return None;
         }
         places.keys.insert(meant.to_owned(), key.span());
         if let ("input" | "output", Some(problem)) = (meant, self.problems.last_mut()) {
             let note = format!("model \"{model}\" has no {meant} price, so it cannot be served");
             problem.note = Some(note);
         }
+        Some(meant)
     }
 
     /// Each upstream with its name of the model: one name for all, one each, or the entry's own.

@@ -47,7 +47,7 @@ const TIERS: [&str; 3] = ["flex", "priority", "ultrafast"];
 
 /// Prices per call.
 const FEES: [(&str, &str); 3] = [
-    ("google_maps_grounding_cost_per_query", "google_maps"),
+    ("google_maps_grounding_cost_per_query", "maps_grounding"),
     ("code_interpreter_cost_per_session", "code_interpreter"),
     ("search_context_cost_per_query", "web_search"),
 ];
@@ -67,11 +67,11 @@ pub(super) fn read(top: &Object, options: &Options) -> Import {
             [] => built_in.is_some(),
             globs => globs.iter().any(|glob| matches(glob, name) || matches(glob, key)),
         };
-        if !is_wanted || key == "sample_spec" {
+        // Entries of other providers need to be told which upstream they are for.
+        let upstream = options.upstream.as_deref().or(built_in.map(|(_, ours)| *ours));
+        let (true, Some(upstream)) = (is_wanted && key != "sample_spec", upstream) else {
             continue;
-        }
-        let upstream = options.upstream.as_deref();
-        let upstream = upstream.or(built_in.map(|(_, ours)| *ours)).unwrap_or(provider);
+        };
         match entry(name, &model, options, &mut import.left_out) {
             Ok(mut entry) => {
                 entry.upstreams = vec![(upstream.to_owned(), bare.to_owned())];
@@ -243,5 +243,11 @@ fn fees(model: &Object) -> Result<BTreeMap<String, Credits>, String> {
     }
     // A zero in the list may as well mean that nobody looked: such calls stay refused.
     fees.retain(|_, fee| fee.is_positive());
+    // Gemini before 3 bills a reply with searches, not each search.
+    let is_gemini = field(model, "litellm_provider") == Some("gemini");
+    let by_query = field(model, "web_search_billing_unit") == Some("per_query");
+    if let Some(fee) = fees.get("web_search").copied().filter(|_| is_gemini && !by_query) {
+        fees.extend([("grounding".to_owned(), fee), ("web_search".to_owned(), Credits::ZERO)]);
+    }
     Ok(fees)
 }

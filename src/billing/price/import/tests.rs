@@ -107,7 +107,7 @@ fn every_class_of_litellm_has_its_key() {
             "cached_audio_input = 0.4",
             "cached_input = 0.3",
             "context = 200000",
-            "fees.google_maps = 0.025",
+            "fees.maps_grounding = 0.025",
             "fees.web_search = 0.014",
             "image_input = 5",
             "image_output = 70",
@@ -118,6 +118,19 @@ fn every_class_of_litellm_has_its_key() {
         ]
     );
     assert_eq!((import.skipped, import.left_out), (vec![], vec![]));
+}
+
+#[test]
+fn gemini_bills_searches_by_the_query_or_by_the_reply() {
+    let fees = |more: &str| {
+        let search = r#", "search_context_cost_per_query": {"search_context_size_low": 0.035}"#;
+        let mut facts = facts(&take(&litellm("gemini", &format!("{search}{more}"))).entries[0]);
+        facts.retain(|fact| fact.starts_with("fees."));
+        facts
+    };
+    assert_eq!(fees(r#", "web_search_billing_unit": "per_query""#), ["fees.web_search = 0.035"]);
+    // The zero says that searches are allowed, and cost nothing beside the fee of the reply.
+    assert_eq!(fees(""), ["fees.grounding = 0.035", "fees.web_search = 0"]);
 }
 
 #[test]
@@ -227,17 +240,21 @@ fn names_lose_the_prefix_of_built_in_providers_and_globs_choose() {
         model("gemini"),
         model("deepseek")
     );
-    let names = |models: &[&str]| {
+    let names = |models: &[&str], upstream: Option<&str>| {
         let models = models.iter().map(ToString::to_string).collect();
-        let import = import(&json, &Options { models, ..options() }).unwrap();
-        import.entries.into_iter().map(|e| (e.name, e.upstreams)).collect::<Vec<_>>()
+        let upstream = upstream.map(str::to_owned);
+        let import = import(&json, &Options { models, upstream, ..options() }).unwrap();
+        let names = import.entries.into_iter().map(|entry| {
+            let [(upstream, model)] = entry.upstreams.as_slice() else { panic!() };
+            format!("{} = {upstream}: {model}", entry.name)
+        });
+        names.collect::<Vec<_>>()
     };
-    let pair = |u: &str, m: &str| vec![(u.to_owned(), m.to_owned())];
-    let x = ("gemini-x".to_owned(), pair("gemini", "gemini-x"));
-    let y = ("gemini-y".to_owned(), pair("gemini", "gemini-y"));
-    assert_eq!(names(&[]), [x, y.clone()]);
-    assert_eq!(names(&["*-y"]), [y]);
-    assert_eq!(names(&["deepseek/*"]), [("deepseek/chat".into(), pair("deepseek", "chat"))]);
+    let (x, y) = ("gemini-x = gemini: gemini-x", "gemini-y = gemini: gemini-y");
+    assert_eq!(names(&[], None), [x, y]);
+    assert_eq!(names(&["*-y"], None), [y]);
+    assert_eq!(names(&["deepseek/*"], None), [""; 0]);
+    assert_eq!(names(&["deepseek/*"], Some("mine")), ["deepseek/chat = mine: chat"]);
 }
 
 #[test]

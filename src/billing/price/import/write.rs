@@ -59,7 +59,7 @@ fn replace(document: &mut DocumentMut, entry: &Entry) -> Result<(), TomlError> {
 fn follow(item: &mut Item) {
     let unplace = |table: &mut Table| {
         table.set_position(None);
-        table.iter_mut().for_each(|(_, mut item)| follow(&mut item));
+        table.iter_mut().for_each(|(_, item)| follow(item));
     };
     match item {
         Item::Table(table) => unplace(table),

@@ -19,8 +19,6 @@ const MAX_RATE: Rate = Rate(10_000_000_000);
 /// Below this, input or output that is not free was meant per token: the cheapest on the
 /// providers' lists cost 0.01 and more.
 const MIN_RATE: Rate = Rate(1_000);
-/// No markup is believed to be larger: credits may be small, such as a hundredth of a dollar.
-const MAX_MARKUP: Markup = Markup(1_000_000_000);
 
 /// Reads values, and keeps what is wrong with them.
 #[derive(Default)]
@@ -191,15 +189,12 @@ impl Reader {
 
     pub(super) fn markup(&mut self, value: &Value<'_>) -> Option<Markup> {
         let text = self.decimal("markup", value)?;
-        let markup = rate(text).map(|Rate(millionths)| Markup(millionths));
-        match markup {
-            Some(markup) if Markup(0) < markup && markup <= MAX_MARKUP => Some(markup),
-            _ => {
-                let message = "`markup` is not a factor above 0 and up to 1000";
-                self.error(value.span(), message, "10 % more is \"1.10\"");
-                None
-            }
+        let markup = Markup::read(text);
+        if markup.is_none() {
+            let message = "`markup` is not a factor above 0 and up to 1000";
+            self.error(value.span(), message, "10 % more is \"1.10\"");
         }
+        markup
     }
 }
 
