@@ -70,8 +70,11 @@ fn cases() -> (Vec<Case>, Vec<String>) {
     let mut served = Vec::new();
     let mut others = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
-        let case: Value =
-            serde_json::from_slice(&fs::read(entry.unwrap().path()).unwrap()).unwrap();
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let case: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
         let name = case["name"].as_str().unwrap().to_owned();
         let Some(endpoint) = endpoint(case["endpoint"].as_str().unwrap()) else {
             others.push(name);

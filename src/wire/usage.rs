@@ -12,8 +12,8 @@ mod openai;
 
 use self::messages::Stage;
 use self::object::{Invalid, Object};
+use super::Endpoint;
 use super::meter::Reading;
-use super::{Endpoint, Kind};
 use crate::billing::Usage;
 
 /// What one report says.
@@ -97,7 +97,6 @@ impl Tally {
                 Dialect::Gemini(gemini::State::default())
             }
         };
-        debug_assert!(endpoint.kind() != Kind::Gemini || matches!(dialect, Dialect::Gemini(_)));
         Self { reading: Reading::default(), dialect, largest_output: 0 }
     }
 
@@ -131,7 +130,7 @@ impl Tally {
         self.reading.note_tier(root);
         let choices = root.objects("choices");
         for choice in &choices {
-            let reason = choice.text("finish_reason");
+            let reason = choice.text("finish_reason").filter(|reason| !reason.is_empty());
             chat.finished |= reason.is_some();
             self.reading.failed |= reason.as_deref() == Some("error") || is_error(choice);
         }

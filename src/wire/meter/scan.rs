@@ -103,7 +103,6 @@ fn skip_space(text: &[u8], mut at: usize) -> usize {
 /// How values begin.
 type Marks = &'static [&'static [u8]];
 
-const STRING: Marks = &[b"\""];
 const ERROR: Marks = &[b"\"error\""];
 const ERROR_OR_STOP: Marks = &[b"\"error\"", b"\"message_stop\""];
 
@@ -116,6 +115,8 @@ enum Role {
     Model,
     /// The event is worth reading if the value is not the tier that is known.
     Tier,
+    /// The event is worth reading if there is a value.
+    Finish,
     /// The event is worth reading if the value is one of these.
     Mark(Marks),
     /// A string value is output.
@@ -140,7 +141,7 @@ fn role(endpoint: Endpoint, name: &[u8]) -> Role {
             b"usage" | b"timings" => Role::Report,
             b"model" => Role::Model,
             b"service_tier" => Role::Tier,
-            b"finish_reason" => Role::Mark(STRING),
+            b"finish_reason" => Role::Finish,
             b"object" | b"type" => Role::Mark(ERROR),
             b"text" => Role::Text,
             b"content" | b"refusal" | b"arguments" | b"name" | b"input" if endpoint == Chat => {
@@ -187,6 +188,7 @@ pub fn scan(endpoint: Endpoint, data: &[u8], reading: &mut Reading, text: &mut T
             Role::Report => worth |= !value.starts_with(b"null"),
             Role::Model => worth |= differs(value, reading.model.as_deref()),
             Role::Tier => worth |= differs(value, reading.service_tier.as_deref()),
+            Role::Finish => worth |= differs(value, None),
             Role::Mark(marks) => worth |= marks.iter().any(|mark| value.starts_with(mark)),
             Role::Media => reading.output_seen |= !value.starts_with(b"null"),
             Role::Repeats => repeats = reasoned,
