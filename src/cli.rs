@@ -20,6 +20,7 @@ mod credit;
 pub mod failure;
 mod key;
 mod ledger;
+pub mod price;
 mod span;
 pub mod table;
 mod usage;
@@ -86,6 +87,9 @@ enum Command {
     Local(Local),
     #[command(flatten)]
     Remote(Remote),
+    /// Prices: list those in force, check a file, import a list
+    #[command(subcommand)]
+    Price(price::PriceCommand),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  farebox completions bash")]
     Completions {
@@ -132,6 +136,8 @@ pub struct Host {
     pub run: fn(Local, Option<&Path>) -> ExitCode,
     /// Where that configuration keeps the embedded store; none for another store.
     pub store: fn(Option<&Path>) -> Option<PathBuf>,
+    /// Its price table; none for the one built in.
+    pub pricing: fn(Option<&Path>) -> Option<PathBuf>,
 }
 
 /// A page of a list.
@@ -167,6 +173,14 @@ pub fn run(host: &Host) -> ExitCode {
         Command::Remote(remote) => {
             let answer = Context::new(&global, host).and_then(|context| ask(&context, remote));
             finish(answer)
+        }
+        Command::Price(command) => {
+            let pricing = (host.pricing)(global.config.as_deref());
+            let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr().lock());
+            match price::run(&command, pricing.as_deref(), global.json, &mut out, &mut err) {
+                Ok(code) => code.into(),
+                Err(error) => finish(Err(Failure::new(Exit::Failed, error.to_string()))),
+            }
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -9,7 +9,7 @@ use crate::config::{Config, Presets, process_env};
 use crate::server;
 
 /// What the command line needs of the program.
-pub const HOST: &Host = &Host { run, store };
+pub const HOST: &Host = &Host { run, store, pricing };
 
 fn run(local: Local, config: Option<&Path>) -> ExitCode {
     let done = match local {
@@ -29,6 +29,11 @@ fn run(local: Local, config: Option<&Path>) -> ExitCode {
 /// Where a configuration keeps the embedded store.
 fn store(config: Option<&Path>) -> Option<PathBuf> {
     load(config).ok().map(|config| config.store_path().to_owned())
+}
+
+/// The price table of a configuration; none for the one built in.
+fn pricing(config: Option<&Path>) -> Option<PathBuf> {
+    load(config).ok().map(|config| config.pricing).filter(|path| !path.as_os_str().is_empty())
 }
 
 fn load(path: Option<&Path>) -> Result<Config, Failure> {

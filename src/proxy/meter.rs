@@ -131,6 +131,8 @@ enum State {
     Streaming(Box<Stream>),
     /// The debit is being committed; then the last bytes go.
     Settling(Settling, Last),
+    /// What was said last is on its way out.
+    Breaking,
     /// Nothing is left but to break the connection off.
     Broken,
     /// Done.
@@ -197,10 +199,17 @@ impl Tap {
                         bytes = error.event(last.endpoint, &last.request_id).into();
                         broken = true;
                     }
-                    self.state = if broken { State::Broken } else { State::Ended };
+                    self.state = if broken { State::Breaking } else { State::Ended };
                     if !bytes.is_empty() {
                         return Poll::Ready(Some(Ok(Frame::data(bytes))));
                     }
+                }
+                State::Breaking => {
+                    // hyper writes out what it has when there is nothing more for now, and
+                    // drops it when the body fails.
+                    self.state = State::Broken;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
                 State::Broken => {
                     self.state = State::Ended;
@@ -241,16 +250,16 @@ impl Tap {
     fn settle(&mut self, ending: Ending, error: Option<Error>) {
         let state = std::mem::replace(&mut self.state, State::Ended);
         let State::Streaming(mut stream) = state else { return };
-        let mut bytes = stream.meter.finish();
         let broken = error.is_some();
-        if let Some(error) = error {
-            let event = error.event(stream.endpoint, stream.bill.id());
-            // Without the event that ends a reply: what comes after it is not the whole of it.
-            bytes = match stream.meter.is_terminal() {
-                true => event.into(),
-                false => [bytes.as_ref(), event.as_bytes()].concat().into(),
-            };
-        }
+        let bytes = match error {
+            None => stream.meter.finish(),
+            Some(error) => {
+                let event = error.event(stream.endpoint, stream.bill.id());
+                let (held, between_events) = stream.meter.cut();
+                let event = if between_events { event } else { String::new() };
+                [held.as_ref(), event.as_bytes()].concat().into()
+            }
+        };
         let last = Last {
             bytes,
             broken,
@@ -267,7 +276,7 @@ impl Tap {
 async fn settle(stream: Stream, ending: Ending) -> Result<(Settled, Credits), Error> {
     let Stream { meter, bill, status, .. } = stream;
     let output = meter.output_text();
-    let end = End { ending, reading: meter.reading().clone(), output, status };
+    let end = End { ending, reading: meter.into_reading(), output, status };
     bill.settle(end).await
 }
 

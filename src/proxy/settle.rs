@@ -393,6 +393,9 @@ fn priced(
     if tier.is_some_and(|tier| !is_standard(tier) && !price.tiers.contains_key(tier)) {
         flags.push("unpriced_tier");
     }
+    if usage.calls.iter().any(|(call, count)| *count > 0 && !price.fees.contains_key(*call)) {
+        flags.push("unpriced_call");
+    }
     let mut total = match charge(&usage, price, tier) {
         Ok(charge) => charge,
         Err(_) => {

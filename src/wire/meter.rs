@@ -176,6 +176,19 @@ impl Meter {
     /// The body has ended or no more will be read: reads an unterminated last event, and
     /// returns the bytes held back.
     pub fn finish(&mut self) -> Bytes {
+        self.end(true)
+    }
+
+    /// The body was cut off: reads what came of its last event, and returns the bytes held
+    /// back, but for half an event that waited for its rest. `false`: the client has half an
+    /// event, so that no other may follow.
+    pub fn cut(&mut self) -> (Bytes, bool) {
+        let nothing_open = self.scanner.unfinished().is_empty() && !self.scanner.is_passing();
+        let between_events = nothing_open || self.waits();
+        (self.end(false), between_events)
+    }
+
+    fn end(&mut self, with_unfinished: bool) -> Bytes {
         let scanner = std::mem::take(&mut self.scanner);
         if scanner.is_passing() {
             self.tally.reading.set_flag(TOO_LARGE, true);
@@ -190,7 +203,7 @@ impl Meter {
             self.tally.reading = Reading { output_seen, failed, ..was };
         }
         let mut out = std::mem::take(&mut self.held);
-        if self.waits() {
+        if self.waits() && with_unfinished {
             match change(&self.edit, raw, &event, &self.tally) {
                 Change::None => out.extend_from_slice(raw),
                 Change::LeaveOut => {}
@@ -198,6 +211,11 @@ impl Meter {
             }
         }
         out.into()
+    }
+
+    /// What has been read.
+    pub fn into_reading(self) -> Reading {
+        self.tally.reading
     }
 
     /// What has been read so far.

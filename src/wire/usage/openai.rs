@@ -263,7 +263,7 @@ pub fn count_items(items: &[Object<'_>], snapshot: &mut Snapshot) {
                 "code_interpreter"
             }
             Some("image_generation_call") => "image_generation",
-            Some("computer_call") => "computer",
+            Some("computer_call") => "computer_use",
             Some("mcp_call") => "mcp",
             Some("shell_call") => "shell",
             _ => continue,
