@@ -387,6 +387,26 @@ mod tests {
     }
 
     #[test]
+    fn usage_is_found_where_groq_and_moonshot_put_it() {
+        for event in [
+            r#"{"choices":[],"x_groq":{"usage":{"prompt_tokens":4,"completion_tokens":2}}}"#,
+            r#"{"choices":[{"usage":{"prompt_tokens":4,"completion_tokens":2}}]}"#,
+        ] {
+            let usage = read(Endpoint::Chat, &[event]).usage.unwrap();
+            assert_eq!((usage.input, usage.output), (4, 2));
+        }
+    }
+
+    #[test]
+    fn cached_input_stays_cached_where_a_later_snapshot_is_silent_on_it() {
+        let first = r#"{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":1,
+            "prompt_tokens_details":{"cached_tokens":4,"cache_write_tokens":3}}}"#;
+        let second = r#"{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":2}}"#;
+        let usage = read(Endpoint::Chat, &[first, second]).usage.unwrap();
+        assert_eq!((usage.input, usage.cached, usage.cache_creation_5m), (2, 4, 3));
+    }
+
+    #[test]
     fn an_advisor_is_billed_apart_at_its_own_model() {
         let event = r#"{"type":"message_delta","usage":{"output_tokens":1,"iterations":[
             {"type":"message","input_tokens":1,"output_tokens":1},
