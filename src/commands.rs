@@ -45,7 +45,8 @@ fn load(path: Option<&Path>) -> Result<Config, Failure> {
 }
 
 fn config_failure(error: &dyn std::fmt::Display) -> Failure {
-    Failure::new(Exit::Config, format!("{error}\nThe server was not started.")).next("farebox check")
+    Failure::new(Exit::Config, format!("{error}\nThe server was not started."))
+        .next("farebox check")
 }
 
 fn serve(config: Option<&Path>) -> Result<(), Failure> {
@@ -80,15 +81,19 @@ fn check(config: Option<&Path>) -> Result<(), Failure> {
     }
     let mut unreachable = 0;
     for upstream in &config.upstreams {
-        let models = table.models.iter().filter(|model| {
-            model.upstreams.iter().any(|(name, _)| *name == upstream.name)
-        });
+        let models = table
+            .models
+            .iter()
+            .filter(|model| model.upstreams.iter().any(|(name, _)| *name == upstream.name));
         let models = models.count();
         match reach(&upstream.base_url) {
             Ok(()) => println!("upstream   {}: reachable, {models} priced models", upstream.name),
             Err(why) => {
                 unreachable += 1;
-                println!("upstream   {}: not reachable ({why}), {models} priced models", upstream.name);
+                println!(
+                    "upstream   {}: not reachable ({why}), {models} priced models",
+                    upstream.name
+                );
             }
         }
     }

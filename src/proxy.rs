@@ -220,9 +220,7 @@ async fn read(ctx: &Context, mut body: Incoming) -> Result<Bytes, Error> {
         }
         Ok(if all.is_empty() { first } else { all.freeze() })
     };
-    tokio::time::timeout(ctx.config.body_timeout, arriving)
-        .await
-        .map_err(|_| Error::BodyTimeout)?
+    tokio::time::timeout(ctx.config.body_timeout, arriving).await.map_err(|_| Error::BodyTimeout)?
 }
 
 /// Takes a place in the account's budget, or refuses. Nothing is sent upstream before this.

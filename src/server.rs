@@ -340,7 +340,8 @@ pub fn banner(running: &Running) -> String {
     } else {
         format!("{} ({priced} priced models)", names.join(", "))
     };
-    let reach = |url: &str| url.replace("//0.0.0.0:", "//localhost:").replace("//[::]:", "//localhost:");
+    let reach =
+        |url: &str| url.replace("//0.0.0.0:", "//localhost:").replace("//[::]:", "//localhost:");
     format!(
         "farebox {version}   store {store}   upstreams {upstreams}\n\n\
          \x20 Base URL for OpenClaw / n8n   {base}/v1\n\

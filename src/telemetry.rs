@@ -19,8 +19,10 @@ use crate::wire::Endpoint;
 /// A panic is logged by its place alone: its message could hold what a client sent.
 pub fn start(config: &Config) {
     let level = config.log_level.parse().unwrap_or(LevelFilter::INFO);
-    let builder =
-        tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false);
     // A second start in one process keeps the first: tests start several servers.
     match config.log_format {
         LogFormat::Text => {

@@ -188,7 +188,7 @@ fn check_extra(case: &Case, found: &Found, usage: &Usage) {
             "idempotency_key" => assert_eq!(reading.response_id.as_deref(), text, "{name}"),
             "stream_error" => assert_eq!(Value::Bool(reading.failed), *value, "{name}"),
             "billable" => assert!(reading.failed && reading.usage.is_none(), "{name}"),
-            "pending" => assert!(!reading.failed && reading.usage.is_none(), "{name}"),
+            "pending" => assert!(reading.failed && reading.usage.is_none(), "{name}"),
             "anomaly" => assert!(reading.flags.contains(&text.unwrap()), "{name}"),
             "web_search_requests" | "web_search_calls" | "search_queries" => {
                 assert_eq!(calls("web_search"), count, "{name}: {key}");

@@ -107,7 +107,9 @@ impl Upstream {
         }
         match self.base_url.parse::<Uri>() {
             Ok(uri) if uri.host().is_some_and(is_link_local) => {
-                problem("base_url is an address of cloud metadata services, never a provider".into());
+                problem(
+                    "base_url is an address of cloud metadata services, never a provider".into(),
+                );
             }
             Ok(uri) if uri.host().is_some() && uri.query().is_none() => {
                 let local = uri.host().is_some_and(is_loopback);
@@ -188,7 +190,7 @@ impl Upstream {
     }
 
     fn has_path(&self) -> bool {
-        self.base_url.parse::<Uri>().is_ok_and(|uri| uri.path().trim_matches('/') != "")
+        self.base_url.parse::<Uri>().is_ok_and(|uri| !uri.path().trim_matches('/').is_empty())
     }
 }
 

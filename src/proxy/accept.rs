@@ -173,8 +173,17 @@ mod tests {
 
     #[test]
     fn each_path_is_served_with_v1_and_without() {
-        for path in ["/chat/completions", "/completions", "/embeddings", "/responses", "/messages",
-                     "/messages/count_tokens", "/models", "/me", "/models/gpt-4.1"] {
+        for path in [
+            "/chat/completions",
+            "/completions",
+            "/embeddings",
+            "/responses",
+            "/messages",
+            "/messages/count_tokens",
+            "/models",
+            "/me",
+            "/models/gpt-4.1",
+        ] {
             assert!(find(path).is_some(), "{path}");
             assert_eq!(find(path), find(&format!("/v1{path}")), "{path}");
         }
@@ -188,12 +197,35 @@ mod tests {
     #[test]
     fn a_path_that_only_resembles_one_is_not_served() {
         for path in [
-            "/", "/v1", "/v1/", "/V1/models", "/v1/Models", "/v1/models/", "//v1/models", "/v1//models",
-            "/v1/chat/completions/", "/v1/chat/completions;x", "/v1/../v1/me", "/v1/%6de", "/v1/v1/me",
-            "/v1/models/..", "/v1/models/a/../b", "/v1/models/%2e", "/v1/models/a b", "/v1beta/models/x",
-            "/v1beta/models/x:countTokens", "/v1beta/models/a/b:generateContent", "/v1/audio/speech",
-            "/v1/batches", "/v1/files", "/v1/realtime", "/v1/responses/resp_1", "/admin/v1/accounts",
-            "/v1/images/generations", "/v1/responses/compact", "/v1beta/models/:generateContent",
+            "/",
+            "/v1",
+            "/v1/",
+            "/V1/models",
+            "/v1/Models",
+            "/v1/models/",
+            "//v1/models",
+            "/v1//models",
+            "/v1/chat/completions/",
+            "/v1/chat/completions;x",
+            "/v1/../v1/me",
+            "/v1/%6de",
+            "/v1/v1/me",
+            "/v1/models/..",
+            "/v1/models/a/../b",
+            "/v1/models/%2e",
+            "/v1/models/a b",
+            "/v1beta/models/x",
+            "/v1beta/models/x:countTokens",
+            "/v1beta/models/a/b:generateContent",
+            "/v1/audio/speech",
+            "/v1/batches",
+            "/v1/files",
+            "/v1/realtime",
+            "/v1/responses/resp_1",
+            "/admin/v1/accounts",
+            "/v1/images/generations",
+            "/v1/responses/compact",
+            "/v1beta/models/:generateContent",
         ] {
             assert_eq!(find(path), None, "{path}");
         }

@@ -18,8 +18,12 @@ const DAY_MS: i64 = 86_400_000;
 /// `GET /v1/models`: what this key can call, with prices.
 pub fn models(ctx: &Context, key: &Key) -> Reply {
     let table = ctx.prices.table();
-    let data: Vec<Value> =
-        table.models.iter().filter(|model| may_see(ctx, key, model)).map(|model| listed(model)).collect();
+    let data: Vec<Value> = table
+        .models
+        .iter()
+        .filter(|model| may_see(ctx, key, model))
+        .map(|model| listed(model))
+        .collect();
     // `first_id`, `last_id` and `has_more` are what Anthropic's clients page by.
     let end = |model: Option<&Value>| model.map_or(Value::Null, |model| model["id"].clone());
     reply(&json!({

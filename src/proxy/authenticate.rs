@@ -65,7 +65,9 @@ async fn known(ctx: &Context, text: &str) -> Result<Arc<Key>, Error> {
         return Err(Error::ApiKey(if looks_mistyped(text) {
             format!("The API key ending {ending} is mistyped or cut off. Copy it again.")
         } else {
-            format!("The API key ending {ending} is not valid. Check it, or ask the operator for one.")
+            format!(
+                "The API key ending {ending} is not valid. Check it, or ask the operator for one."
+            )
         }));
     };
     if key.revoked_at.is_some() {
@@ -109,14 +111,24 @@ mod tests {
     #[test]
     fn a_star_stands_for_any_characters_and_nothing_else_does() {
         for (pattern, text) in [
-            ("*", ""), ("*", "gpt-4.1"), ("claude-*", "claude-opus-4.6"), ("*-mini", "gpt-4.1-mini"),
-            ("gpt-*-mini", "gpt-4.1-mini"), ("a*b*c", "a-b-b-c"), ("gpt-4.1", "gpt-4.1"),
+            ("*", ""),
+            ("*", "gpt-4.1"),
+            ("claude-*", "claude-opus-4.6"),
+            ("*-mini", "gpt-4.1-mini"),
+            ("gpt-*-mini", "gpt-4.1-mini"),
+            ("a*b*c", "a-b-b-c"),
+            ("gpt-4.1", "gpt-4.1"),
         ] {
             assert!(matches(pattern, text), "{pattern} {text}");
         }
         for (pattern, text) in [
-            ("", "x"), ("gpt-4.1", "gpt-4x1"), ("gpt-4.1", "gpt-4.1-mini"), ("*-mini", "gpt-4.1"),
-            ("a*a", "a"), ("gpt-*-mini", "gpt-mini"), ("claude-*", "xclaude-1"),
+            ("", "x"),
+            ("gpt-4.1", "gpt-4x1"),
+            ("gpt-4.1", "gpt-4.1-mini"),
+            ("*-mini", "gpt-4.1"),
+            ("a*a", "a"),
+            ("gpt-*-mini", "gpt-mini"),
+            ("claude-*", "xclaude-1"),
         ] {
             assert!(!matches(pattern, text), "{pattern} {text}");
         }
@@ -125,7 +137,10 @@ mod tests {
     #[test]
     fn a_key_is_read_from_each_header_that_clients_use() {
         let headers = |pairs: &[(&'static str, &'static str)]| {
-            pairs.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect::<HeaderMap>()
+            pairs
+                .iter()
+                .map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap()))
+                .collect::<HeaderMap>()
         };
         assert_eq!(presented(&headers(&[("authorization", "Bearer k1")])).unwrap(), "k1");
         assert_eq!(presented(&headers(&[("authorization", "bearer  k1 ")])).unwrap(), "k1");

@@ -12,8 +12,8 @@ use super::Reply;
 use super::body::Body;
 use crate::billing::Credits;
 use crate::store::{Refused, Rejection, StoreError};
-use crate::wire::{self, Endpoint};
 use crate::wire::request::Invalid;
+use crate::wire::{self, Endpoint};
 
 /// Why a request failed. The message is for the client, the source for the log.
 #[derive(Debug, thiserror::Error)]
@@ -26,9 +26,13 @@ pub enum Error {
     Method { allow: &'static str },
     #[error("{0}")]
     ApiKey(String),
-    #[error("Too many requests with wrong keys came from this address. Wait, then send the right key.")]
+    #[error(
+        "Too many requests with wrong keys came from this address. Wait, then send the right key."
+    )]
     TooManyBadKeys,
-    #[error("The body must be application/json in UTF-8 without a content-encoding. Set content-type to application/json.")]
+    #[error(
+        "The body must be application/json in UTF-8 without a content-encoding. Set content-type to application/json."
+    )]
     MediaType,
     #[error("The body is larger than {limit_bytes} bytes. Send a smaller request.")]
     BodyTooLarge { limit_bytes: usize },
@@ -46,13 +50,17 @@ pub enum Error {
     WrongEndpoint { model: String, instead: &'static str },
     #[error("This key may not call the model \"{model}\". It may call: {}.", .allowed.join(", "))]
     ModelNotAllowed { model: String, allowed: Vec<String> },
-    #[error("There is no response or conversation \"{id}\" of this account. Send the whole context instead.")]
+    #[error(
+        "There is no response or conversation \"{id}\" of this account. Send the whole context instead."
+    )]
     ObjectNotFound { id: String },
     #[error("{}", out_of_credits(*.style, *.balance, .billing_url))]
     OutOfCredits { balance: Credits, account: String, billing_url: String, style: Rejection },
     #[error("The account is closed. Ask the operator to open it.")]
     NotOpen,
-    #[error("{running} requests of this account run at once, and {limit} may. Send this one when one of them has ended.")]
+    #[error(
+        "{running} requests of this account run at once, and {limit} may. Send this one when one of them has ended."
+    )]
     TooManyConcurrent { running: u32, limit: u32 },
     #[error("Too many requests of this kind in one minute. Wait {wait_s} s, then send it again.")]
     RateLimited { wait_s: u64 },
@@ -68,9 +76,13 @@ pub enum Error {
     UpstreamStatus(StatusCode),
     #[error("The model's provider is busy. Wait {wait_s} s, then send the request again.")]
     UpstreamBusy { wait_s: u64 },
-    #[error("The service is misconfigured and the operator was notified. Try another model until then.")]
+    #[error(
+        "The service is misconfigured and the operator was notified. Try another model until then."
+    )]
     UpstreamAuth(StatusCode),
-    #[error("The model's provider sent something that is not a reply ({0}). Send the request again.")]
+    #[error(
+        "The model's provider sent something that is not a reply ({0}). Send the request again."
+    )]
     UpstreamInvalid(&'static str),
     #[error("The model's provider broke off its reply. Send the request again.")]
     UpstreamCut,
@@ -122,7 +134,9 @@ impl Error {
             Self::MalformedHttp(_) => (StatusCode::BAD_REQUEST, INVALID, "malformed_http"),
             Self::NoSuchEndpoint => (StatusCode::NOT_FOUND, INVALID, "endpoint_not_enabled"),
             Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),
-            Self::ApiKey(_) => (StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key"),
+            Self::ApiKey(_) => {
+                (StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key")
+            }
             Self::TooManyBadKeys => (StatusCode::TOO_MANY_REQUESTS, RATE, "rate_limit_exceeded"),
             Self::MediaType => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_media_type")
@@ -155,7 +169,9 @@ impl Error {
                     (StatusCode::PAYMENT_REQUIRED, "insufficient_credits", "insufficient_credits")
                 }
                 Rejection::BadRequest => (StatusCode::BAD_REQUEST, INVALID, "insufficient_credits"),
-                Rejection::Message => (StatusCode::OK, "insufficient_credits", "insufficient_credits"),
+                Rejection::Message => {
+                    (StatusCode::OK, "insufficient_credits", "insufficient_credits")
+                }
             },
             Self::NotOpen => (StatusCode::FORBIDDEN, "permission_error", "account_closed"),
             Self::TooManyConcurrent { .. } => {
@@ -231,7 +247,9 @@ impl Error {
                 billing_url: billing_url.into(),
                 style,
             },
-            Refused::TooManyInFlight { running, limit } => Self::TooManyConcurrent { running, limit },
+            Refused::TooManyInFlight { running, limit } => {
+                Self::TooManyConcurrent { running, limit }
+            }
             Refused::NotOpen => Self::NotOpen,
         }
     }
@@ -266,7 +284,9 @@ impl Error {
 
     fn parameter(&self) -> Option<&str> {
         match self {
-            Self::Invalid(Invalid::Parameter { parameter, .. } | Invalid::NotAllowed { parameter, .. })
+            Self::Invalid(
+                Invalid::Parameter { parameter, .. } | Invalid::NotAllowed { parameter, .. },
+            )
             | Self::NotAllowed { parameter, .. } => Some(parameter),
             Self::ModelNotFound { .. } | Self::WrongEndpoint { .. } => Some("model"),
             _ => None,
@@ -277,7 +297,8 @@ impl Error {
     pub fn into_reply(self, endpoint: Option<Endpoint>, stream: bool, request_id: &str) -> Reply {
         let (status, _, code) = self.parts();
         self.log(status, code, request_id);
-        if let (Self::OutOfCredits { style: Rejection::Message, .. }, Some(endpoint)) = (&self, endpoint)
+        if let (Self::OutOfCredits { style: Rejection::Message, .. }, Some(endpoint)) =
+            (&self, endpoint)
         {
             let (kind, body) =
                 wire::refusal::message(endpoint, stream, &self.to_string(), request_id);
@@ -328,17 +349,30 @@ impl Error {
     /// What the operator must see is a warning; what clients do wrong is for debugging.
     fn log(&self, status: StatusCode, code: &str, request_id: &str) {
         use std::error::Error as _;
-        let cause = self.source().map(|source| format!(": {}", innermost(source))).unwrap_or_default();
+        let cause =
+            self.source().map(|source| format!(": {}", innermost(source))).unwrap_or_default();
         if status.is_server_error() {
-            tracing::warn!(request.id = request_id, code, status = status.as_u16(), "refused{cause}");
+            tracing::warn!(
+                request.id = request_id,
+                code,
+                status = status.as_u16(),
+                "refused{cause}"
+            );
         } else {
-            tracing::debug!(request.id = request_id, code, status = status.as_u16(), "refused{cause}");
+            tracing::debug!(
+                request.id = request_id,
+                code,
+                status = status.as_u16(),
+                "refused{cause}"
+            );
         }
     }
 }
 
 /// The cause behind a chain of errors; the outer ones only say that there is one.
-fn innermost<'e>(error: &'e (dyn std::error::Error + 'static)) -> &'e (dyn std::error::Error + 'static) {
+fn innermost<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> &'e (dyn std::error::Error + 'static) {
     std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error)
 }
 
@@ -388,9 +422,17 @@ mod tests {
         for url in ["", "https://credits.example.org/billing"] {
             let text = refusal(Rejection::Limit, url).to_lowercase();
             for billing_word in [
-                "insufficient credits", "insufficient quota", "credit balance", "plans & billing",
-                "insufficient balance", "add more credits", "top up", "payment required",
-                "available balance", "spend limit", "try again in",
+                "insufficient credits",
+                "insufficient quota",
+                "credit balance",
+                "plans & billing",
+                "insufficient balance",
+                "add more credits",
+                "top up",
+                "payment required",
+                "available balance",
+                "spend limit",
+                "try again in",
             ] {
                 assert!(!text.contains(billing_word), "{billing_word}");
             }
@@ -411,7 +453,10 @@ mod tests {
         let object = error.object(Some(Endpoint::Chat), "req_1");
         assert_eq!(object["error"]["code"], "insufficient_credits");
         assert_eq!(object["error"]["details"]["balance"], "-0.1");
-        assert_eq!(error.object(Some(Endpoint::Messages), "req_1")["error"]["type"], "billing_error");
+        assert_eq!(
+            error.object(Some(Endpoint::Messages), "req_1")["error"]["type"],
+            "billing_error"
+        );
         let reply = error.into_reply(Some(Endpoint::Chat), true, "req_1");
         assert_eq!(reply.status(), StatusCode::PAYMENT_REQUIRED);
         assert_eq!(reply.headers()["x-should-retry"], "false");

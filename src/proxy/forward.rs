@@ -63,10 +63,7 @@ impl Extras {
             .filter(|beta| config.anthropic_betas.iter().any(|allowed| allowed == beta))
             .collect();
         let betas = Some(betas.join(",")).filter(|betas| !betas.is_empty());
-        Self {
-            version: version.cloned(),
-            betas: betas.and_then(|betas| betas.parse().ok()),
-        }
+        Self { version: version.cloned(), betas: betas.and_then(|betas| betas.parse().ok()) }
     }
 }
 
@@ -81,8 +78,7 @@ const FIXED: [Endpoint; 6] = [
 ];
 
 const DEFAULT_ANTHROPIC_VERSION: HeaderValue = HeaderValue::from_static("2023-06-01");
-const AGENT: HeaderValue =
-    HeaderValue::from_static(concat!("farebox/", env!("CARGO_PKG_VERSION")));
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("farebox/", env!("CARGO_PKG_VERSION")));
 
 impl Upstream {
     /// Prepares a provider. Nothing is connected yet.
@@ -164,7 +160,8 @@ impl Upstream {
         stream: bool,
         extras: &Extras,
     ) -> Result<Response<Incoming>, Failure> {
-        let request = self.request(endpoint, model, body, stream, extras).ok_or(Failure::Unserved)?;
+        let request =
+            self.request(endpoint, model, body, stream, extras).ok_or(Failure::Unserved)?;
         match tokio::time::timeout(self.first_byte_timeout, self.client.request(request)).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(error)) if error.is_connect() => Err(Failure::Unsent(error)),
@@ -278,7 +275,8 @@ mod tests {
     fn of_a_clients_headers_only_the_version_and_listed_betas_pass() {
         let mut headers = HeaderMap::new();
         headers.insert("anthropic-version", "2026-10-21".parse().unwrap());
-        headers.insert("anthropic-beta", "fast-mode-2026-02-01, compact-2026-01-12".parse().unwrap());
+        headers
+            .insert("anthropic-beta", "fast-mode-2026-02-01, compact-2026-01-12".parse().unwrap());
         let extras = Extras::read(&headers, &Config::default());
         assert_eq!(extras.version.unwrap(), "2026-10-21");
         assert_eq!(extras.betas.unwrap(), "compact-2026-01-12");

@@ -47,9 +47,9 @@ impl<K: Hash + Eq + Clone> PerMinute<K> {
             return false;
         }
         let windows = self.windows.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        windows.get(key).is_some_and(|(start, count)| {
-            *count >= self.limit && start.elapsed() < WINDOW
-        })
+        windows
+            .get(key)
+            .is_some_and(|(start, count)| *count >= self.limit && start.elapsed() < WINDOW)
     }
 }
 

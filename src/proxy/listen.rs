@@ -33,16 +33,15 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
     let connections = Arc::new(Semaphore::new(ctx.config.max_connections as usize));
     let addresses = Arc::new(Addresses::default());
     let graceful = GracefulShutdown::new();
-    let door = ServiceBuilder::new()
-        .load_shed()
-        .concurrency_limit(ctx.config.max_pending)
-        .service(service_fn({
+    let door = ServiceBuilder::new().load_shed().concurrency_limit(ctx.config.max_pending).service(
+        service_fn({
             let ctx = Arc::clone(&ctx);
             move |(request, peer): (Request<Incoming>, IpAddr)| {
                 let ctx = Arc::clone(&ctx);
                 async move { Ok::<Reply, Infallible>(serve(ctx, request, peer).await) }
             }
-        }));
+        }),
+    );
     loop {
         // No more are accepted than can be served: the others wait in the kernel's queue.
         let permit = tokio::select! {
@@ -157,7 +156,11 @@ impl Patient {
         Self { io, patience, waiting: None }
     }
 
-    fn check(&mut self, cx: &mut TaskContext<'_>, wrote: &Poll<io::Result<usize>>) -> Poll<io::Error> {
+    fn check(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        wrote: &Poll<io::Result<usize>>,
+    ) -> Poll<io::Error> {
         if wrote.is_ready() {
             self.waiting = None;
             return Poll::Pending;

@@ -266,7 +266,7 @@ impl Tap {
             endpoint: stream.endpoint,
             request_id: stream.bill.id().to_owned(),
         };
-        
+
         let settling = Surviving::new(&self.ctx, settle(*stream, ending));
         self.state = State::Settling(settling, last);
     }

@@ -231,10 +231,17 @@ async fn refusal(
 /// Whether a refusal is about the operator's account at the upstream.
 fn is_about_money(text: &[u8]) -> bool {
     let text = String::from_utf8_lossy(text).to_ascii_lowercase();
-    ["insufficient_quota", "credit balance", "billing_hard_limit", "billing_not_active",
-     "insufficient credits", "exceeded your current quota", "payment required"]
-        .iter()
-        .any(|words| text.contains(words))
+    [
+        "insufficient_quota",
+        "credit balance",
+        "billing_hard_limit",
+        "billing_not_active",
+        "insufficient credits",
+        "exceeded your current quota",
+        "payment required",
+    ]
+    .iter()
+    .any(|words| text.contains(words))
 }
 
 /// A short wait: agents sleep through a long one with the user watching.

@@ -27,14 +27,24 @@ pub struct Target {
 ///
 /// [`Error::ModelNotFound`], [`Error::WrongEndpoint`], [`Error::ModelNotAllowed`], and
 /// [`Error::NotAllowed`] for what costs money that has no price.
-pub fn find(ctx: &Context, key: &Key, endpoint: Endpoint, request: &Request) -> Result<Target, Error> {
+pub fn find(
+    ctx: &Context,
+    key: &Key,
+    endpoint: Endpoint,
+    request: &Request,
+) -> Result<Target, Error> {
     let table = ctx.prices.table();
     let model = table.find(&request.model).filter(|model| ctx.is_callable(model));
     let Some(model) = model else {
         let callable = |name: &&str| table.find(name).is_some_and(|model| ctx.is_callable(model));
         return Err(Error::ModelNotFound {
             model: shown(&request.model),
-            nearest: table.nearest(&request.model).into_iter().filter(callable).map(String::from).collect(),
+            nearest: table
+                .nearest(&request.model)
+                .into_iter()
+                .filter(callable)
+                .map(String::from)
+                .collect(),
         });
     };
     if !authenticate::may_call(key, &model.name) {
@@ -81,9 +91,8 @@ fn check_priced(price: &Price, request: &Request) -> Result<(), Error> {
     if price.free {
         return Ok(());
     }
-    let refuse = |parameter: &str, why: String| {
-        Err(Error::NotAllowed { parameter: parameter.into(), why })
-    };
+    let refuse =
+        |parameter: &str, why: String| Err(Error::NotAllowed { parameter: parameter.into(), why });
     if let Some(tier) = &request.service_tier
         && !price.tiers.contains_key(tier)
     {

@@ -177,7 +177,12 @@ impl Bill {
     }
 
     /// Prices what a reply reports; `None` if it reports nothing that can be priced.
-    pub fn price(ctx: &Context, model: &Model, asks_1h: bool, reading: &Reading) -> Option<Credits> {
+    pub fn price(
+        ctx: &Context,
+        model: &Model,
+        asks_1h: bool,
+        reading: &Reading,
+    ) -> Option<Credits> {
         let usage = reading.usage.clone()?;
         priced(ctx, model, asks_1h, usage, reading, &mut Vec::new()).map(|(_, charge)| charge)
     }
@@ -195,7 +200,6 @@ impl Bill {
         let ctx = Arc::clone(&self.ctx);
         settle(ctx, *facts, end).await
     }
-
 }
 
 impl Drop for Bill {
@@ -226,7 +230,11 @@ impl Drop for Bill {
 /// reply is not whole.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-async fn settle(ctx: Arc<Context>, mut facts: Facts, end: End) -> Result<(Settled, Credits), Error> {
+async fn settle(
+    ctx: Arc<Context>,
+    mut facts: Facts,
+    end: End,
+) -> Result<(Settled, Credits), Error> {
     let decided = decide(&facts, &end);
     let mut flags: Vec<&'static str> = end.reading.flags.clone();
     let model = Arc::clone(&facts.model);
@@ -386,7 +394,7 @@ fn priced(
     });
     let price = other.map_or(&model.price, |other| &other.price);
     // Without a split by lifetime the dearer one is taken, if it was asked for.
-    if asks_1h_cache && usage.cache_creation_1h == 0 && reading.flags.contains(&"cache_unsplit") {
+    if asks_1h_cache && usage.cache_creation_1h == 0 && reading.cache_unsplit {
         usage.cache_creation_1h = std::mem::take(&mut usage.cache_creation_5m);
     }
     let tier = reading.service_tier.as_deref();
@@ -425,14 +433,16 @@ fn is_same_model(ours: &str, served: &str) -> bool {
     let ours = ours.rsplit('/').next().unwrap_or(ours);
     let served = served.rsplit('/').next().unwrap_or(served);
     served.strip_prefix(ours).is_some_and(|rest| {
-        rest.is_empty() || (rest.starts_with(['-', '@']) && rest[1..].starts_with(|c: char| c.is_ascii_digit()))
+        rest.is_empty()
+            || (rest.starts_with(['-', '@']) && rest[1..].starts_with(|c: char| c.is_ascii_digit()))
     })
 }
 
 /// The model that answered, where it is neither the one asked for nor a version of it.
 fn served_model(model: &Model, reading: &Reading, flags: &mut Vec<&'static str>) -> Option<String> {
     let served = reading.model.as_deref().filter(|served| !served.is_empty())?;
-    let known = model.upstreams.iter().map(|(_, name)| name).chain([&model.name]).chain(&model.aliases);
+    let known =
+        model.upstreams.iter().map(|(_, name)| name).chain([&model.name]).chain(&model.aliases);
     if known.into_iter().any(|ours| is_same_model(ours, served) || is_same_model(served, ours)) {
         return None;
     }
@@ -449,12 +459,7 @@ mod tests {
     use super::*;
 
     fn reading(usage: bool, output_seen: bool, failed: bool) -> Reading {
-        Reading {
-            usage: usage.then(Usage::default),
-            output_seen,
-            failed,
-            ..Reading::default()
-        }
+        Reading { usage: usage.then(Usage::default), output_seen, failed, ..Reading::default() }
     }
 
     #[test]
@@ -468,21 +473,79 @@ mod tests {
             (Whole, true, true, false, true, Reported, Source::Drained, Outcome::ClientClosed),
             (Whole, true, true, true, false, Reported, Source::Reported, Outcome::UpstreamCut),
             (Ours, true, true, false, true, Reported, Source::Drained, Outcome::ClientClosed),
-            (Ours, false, true, false, true, Estimate { output: true }, Source::Estimated, Outcome::ClientClosed),
-            (Ours, false, false, false, true, Estimate { output: false }, Source::Estimated, Outcome::ClientClosed),
-            (Upstream, false, true, false, false, Estimate { output: true }, Source::Estimated, Outcome::UpstreamCut),
+            (
+                Ours,
+                false,
+                true,
+                false,
+                true,
+                Estimate { output: true },
+                Source::Estimated,
+                Outcome::ClientClosed,
+            ),
+            (
+                Ours,
+                false,
+                false,
+                false,
+                true,
+                Estimate { output: false },
+                Source::Estimated,
+                Outcome::ClientClosed,
+            ),
+            (
+                Upstream,
+                false,
+                true,
+                false,
+                false,
+                Estimate { output: true },
+                Source::Estimated,
+                Outcome::UpstreamCut,
+            ),
             (Upstream, true, true, false, false, Reported, Source::Reported, Outcome::UpstreamCut),
             (Upstream, false, false, false, false, Nothing, Source::None, Outcome::UpstreamError),
             (Upstream, false, false, false, true, Nothing, Source::None, Outcome::UpstreamError),
             (Whole, false, false, true, false, Nothing, Source::None, Outcome::UpstreamError),
-            (Whole, false, true, true, false, Estimate { output: true }, Source::Estimated, Outcome::UpstreamCut),
-            (Whole, false, true, false, false, Estimate { output: true }, Source::Estimated, Outcome::Completed),
-            (Whole, false, false, false, false, Estimate { output: true }, Source::Estimated, Outcome::Completed),
+            (
+                Whole,
+                false,
+                true,
+                true,
+                false,
+                Estimate { output: true },
+                Source::Estimated,
+                Outcome::UpstreamCut,
+            ),
+            (
+                Whole,
+                false,
+                true,
+                false,
+                false,
+                Estimate { output: true },
+                Source::Estimated,
+                Outcome::Completed,
+            ),
+            (
+                Whole,
+                false,
+                false,
+                false,
+                false,
+                Estimate { output: true },
+                Source::Estimated,
+                Outcome::Completed,
+            ),
         ];
         for (ending, usage, output, failed, gone, basis, source, outcome) in cases {
             let decided = decide_by(ending, &reading(usage, output, failed), gone);
             let case = (ending, usage, output, failed, gone);
-            assert_eq!((decided.basis, decided.source, decided.outcome), (basis, source, outcome), "{case:?}");
+            assert_eq!(
+                (decided.basis, decided.source, decided.outcome),
+                (basis, source, outcome),
+                "{case:?}"
+            );
         }
     }
 

@@ -43,6 +43,9 @@ pub struct Reading {
     pub provider_cost: Option<String>,
     /// Where the upstream says it computed the reply, in lower case: `us` costs more (Anthropic).
     pub inference_geo: Option<String>,
+    /// The cache writes are not split by lifetime: those asked for with one hour may be among
+    /// them (Anthropic).
+    pub cache_unsplit: bool,
     /// The id of a stored response (Responses).
     pub response_id: Option<String>,
     /// The reply is an error, or ended in one.

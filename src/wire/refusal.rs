@@ -18,9 +18,7 @@ pub fn message(endpoint: Endpoint, stream: bool, text: &str, id: &str) -> (&'sta
     };
     match (endpoint, stream) {
         (Endpoint::Chat, false) => (JSON, chat(text, id, false).to_string()),
-        (Endpoint::Chat, true) => {
-            (EVENTS, events(&[chat(text, id, true)]) + "data: [DONE]\n\n")
-        }
+        (Endpoint::Chat, true) => (EVENTS, events(&[chat(text, id, true)]) + "data: [DONE]\n\n"),
         (Endpoint::Completions, _) => {
             let body = json!({
                 "id": id, "object": "text_completion", "created": 0, "model": "farebox",

@@ -185,9 +185,11 @@ impl Tally {
             self.reading.response_id = Some(id.into_owned());
         }
         let status = response.text("status").unwrap_or_default();
-        self.reading.failed |= is_error(response) || status == "failed";
-        // Some upstreams send zeros until the end.
         let unfinished = matches!(status.as_ref(), "queued" | "in_progress");
+        // A whole body that says it is not done is no reply: nothing was delivered.
+        let no_reply = unfinished && source == Source::Whole;
+        self.reading.failed |= is_error(response) || status == "failed" || no_reply;
+        // Some upstreams send zeros until the end.
         if unfinished || (source == Source::Event && !ends) {
             return place;
         }
@@ -230,6 +232,7 @@ impl Tally {
             return Place::Amid;
         }
         let snapshot = counts.snapshot();
+        self.reading.cache_unsplit = counts.is_unsplit();
         if counts.has_input() {
             let input = Usage { output: 0, reasoning: 0, ..snapshot.usage.clone() };
             self.reading.input = Some(input);

@@ -112,6 +112,13 @@ impl Counts {
         self.input.is_some() || self.passes.is_some()
     }
 
+    /// Nothing says which lifetime the cache writes were made with.
+    pub fn is_unsplit(&self) -> bool {
+        let split = self.written_5m.or(self.written_1h);
+        let passes = self.passes.as_ref().and_then(|it| it.written_5m.or(it.written_1h));
+        split.is_none() && passes.is_none()
+    }
+
     /// The output has been reported, so the counts are complete.
     pub fn is_complete(&self) -> bool {
         self.output.is_some() || self.passes.is_some()
@@ -147,7 +154,7 @@ impl Counts {
             Snapshot { usage, sub_usages: self.advisors.clone(), ..Snapshot::default() };
         snapshot.call("web_search", self.web_searches);
         snapshot.call("web_fetch", self.web_fetches);
-        snapshot.call("code_execution", self.code_executions);
+        snapshot.call("code_interpreter", self.code_executions);
         snapshot
     }
 }
