@@ -7,6 +7,7 @@ Logs stay in the folder CLIENTS_DIR for whoever has to look into a failure.
 import json
 import os
 import shutil
+import signal
 import socket
 import socketserver
 import subprocess
@@ -28,6 +29,7 @@ FAREBOX_BIN = Path(os.environ.get("FAREBOX_BIN", ROOT / "target" / "debug" / "fa
 UPSTREAM_KEY = "sk-the-upstreams-own"
 ADMIN_KEY = "fbx-admin-for-the-client-tests"
 START_SECONDS = 30
+STOP_SECONDS = 30
 
 # What every answer of the scripted upstream costs by `pricing.toml`.
 PRICE = Decimal("0.3")
@@ -55,10 +57,16 @@ def get_json(url, *, method="GET", body=None, headers=None, timeout=30):
         raise
 
 
-class Process:
-    """A server in a process, with its output in a file."""
+def environment(extra):
+    """Our environment with the pinned Node.js first on the path, and `extra`."""
+    path = f"{CLIENTS_DIR / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, **extra}
 
-    def __init__(self, command, *, log, env=None, cwd=None):
+
+class Process:
+    """A server in a process group of its own, with its output in a file."""
+
+    def __init__(self, command, *, log, env=None):
         self.log = Path(log)
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -66,12 +74,12 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
-                cwd=cwd,
+                env=environment(env or {}),
+                start_new_session=True,
             )
 
     def wait_for(self, mark, seconds=START_SECONDS):
-        """What follows `mark` on the first line that has it."""
+        """What follows `mark` on the first line that has it; without one, the process ends."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             running = self.process.poll() is None
@@ -81,18 +89,29 @@ class Process:
             if not running:
                 break
             time.sleep(0.05)
+        self.stop()
         raise RuntimeError(f"no line with {mark!r} in {self.log}:\n{self.tail()}")
 
     def tail(self):
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 
     def stop(self):
-        self.process.terminate()
+        """Ends the group: a client may be a launcher that has started the real program."""
+        self.signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while self.signal(0) and time.monotonic() < deadline:
+            self.process.poll()
+            time.sleep(0.05)
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+    def signal(self, number):
+        """Signals the group; whether there was anyone left in it."""
         try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
 
 class Upstream(Process):

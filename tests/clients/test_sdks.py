@@ -8,7 +8,7 @@ import threading
 import unittest
 from decimal import Decimal
 
-from harness import CLIENTS_DIR, HERE, PRICE, Stack
+from harness import CLIENTS_DIR, HERE, PRICE, Stack, environment
 
 ANSWER_SECONDS = 60
 
@@ -51,6 +51,7 @@ class Sdk:
             [str(word) for word in command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env=environment({}),
             text=True,
         )
         self.lines = queue.Queue()
