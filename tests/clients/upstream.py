@@ -6,7 +6,8 @@ server-sent events, and writes down every request it answered. By the tests' pri
 (`pricing.toml` beside this file) each answer costs exactly 0.3 credits.
 
 The prompt decides what it does: `Use the tool NAME with {…}.` makes it call that tool, once for
-each such sentence; anything else gets a line of text with the number of the answer in it.
+each such sentence since its last answer; anything else gets a line of text with the number of
+the request in it.
 
     GET /__ledger   every request so far, oldest first
 
@@ -26,7 +27,7 @@ EMBEDDING_INPUT = 30_000
 # The word that each frame of a stream carries is this many characters.
 PIECE = 5
 
-ASKED_TOOL = re.compile(r"Use the tool (\w+) with (\{.*?\})\.")
+ASKED_TOOL = re.compile(r"Use the tool (\w+) with (\{[^{}\\]*\})\.")
 CREATED = 1_700_000_000
 
 
@@ -67,29 +68,34 @@ def conversation(body):
     return [{"role": "user", "content": turns}] if isinstance(turns, str) else turns
 
 
-def tool_results(messages):
-    """How many tools have answered."""
-    blocks = [
-        block
-        for message in messages
-        for block in (message["content"] if isinstance(message.get("content"), list) else [])
-        if isinstance(block, dict)
-    ]
-    return (
-        sum(message.get("role") == "tool" for message in messages)
-        + sum(message.get("type") == "function_call_output" for message in messages)
-        + sum(block.get("type") == "tool_result" for block in blocks)
-    )
+def blocks(message):
+    """The typed parts of a message."""
+    content = message.get("content")
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+
+def is_answer(message):
+    """Whether this is what the model said to the person, not a step on the way."""
+    calls = message.get("tool_calls") or any(b.get("type") == "tool_use" for b in blocks(message))
+    return message.get("role") == "assistant" and not calls
+
+
+def is_tool_result(part):
+    kinds = ("function_call_output", "tool_result")
+    return part.get("role") == "tool" or part.get("type") in kinds
 
 
 def asked_tool(body):
-    """The name and arguments of the next tool to call, if the prompt asks for one."""
+    """The name and arguments of the next tool to call, if the live turn asks for one."""
     if not body.get("tools"):
         return None
     messages = conversation(body)
-    prompts = (m for m in messages if m.get("role") == "user")
-    asked = [hit for text in texts(list(prompts)) for hit in ASKED_TOOL.findall(text)]
-    done = tool_results(messages)
+    answers = [at for at, message in enumerate(messages) if is_answer(message)]
+    turn = messages[answers[-1] + 1 :] if answers else messages
+    prompts = [message for message in turn if message.get("role") == "user"]
+    asked = [hit for text in texts(prompts) for hit in ASKED_TOOL.findall(text)]
+    parts = [part for message in turn for part in (message, *blocks(message))]
+    done = sum(map(is_tool_result, parts))
     return asked[done] if done < len(asked) else None
 
 
