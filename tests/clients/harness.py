@@ -34,6 +34,8 @@ STOP_SECONDS = 30
 # What every answer of the scripted upstream costs by `pricing.toml`.
 PRICE = Decimal("0.3")
 
+BILLING_URL = "https://pay.example/credits"
+
 
 def fresh_folder(name):
     """An empty folder for one test's files and logs."""
@@ -61,6 +63,18 @@ def environment(extra):
     """Our environment with the pinned Node.js first on the path, and `extra`."""
     path = f"{CLIENTS_DIR / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, **extra}
+
+
+def refusal(balance):
+    """What a client must be told when its credits are used up.
+
+    Word for word: OpenClaw decides by these words whether it shows the text and calls again.
+    """
+    return (
+        f"Usage limit reached: prepaid credits are used up (balance {balance}). "
+        f"Add credits at {BILLING_URL} and send again; requests resume at once. "
+        "(Prepaid quota, not a monthly limit.)"
+    )
 
 
 class Process:
@@ -136,6 +150,8 @@ class Farebox(Process):
     def __init__(self, folder, upstream):
         (folder / "farebox.toml").write_text(
             f"""
+            billing_url = "{BILLING_URL}"
+
             [[upstream]]
             name = "scripted-openai"
             kind = "openai"
@@ -195,9 +211,10 @@ class Account:
         once = {"Idempotency-Key": uuid.uuid4().hex}
         self.farebox.admin("POST", f"accounts/{self.id}/credits", body, **once)
 
-    def drain_to(self, balance):
-        """Sets the balance, below zero if asked, by a correction."""
-        self.credit(str(Decimal(balance) - self.balance()))
+    def set_balance(self, balance):
+        """Sets the balance, below zero if asked."""
+        if change := Decimal(balance) - self.balance():
+            self.credit(str(change))
 
     def balance(self):
         return Decimal(self.farebox.admin("GET", f"accounts/{self.id}")["balance"])

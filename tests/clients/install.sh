@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the clients that the tests drive, into the folder CLIENTS_DIR.
 #
-#     install.sh sdk|openclaw|n8n ...
+#     install.sh sdks|openclaw|n8n ...
 #
 # Versions are pinned by the manifests in packages/. A part whose manifest has not changed since
 # it was installed is left alone. Node.js comes as a Python package, so that Python is all that
@@ -57,8 +57,8 @@ npm_packages() { # part option...
         --no-audit --no-fund --no-package-lock --loglevel=error "$@")
 }
 
-sdk() {
-    npm_packages sdk
+sdks() {
+    npm_packages sdks
 }
 
 openclaw() {

@@ -1,24 +1,21 @@
 """A real OpenClaw in front of Farebox, headless and as a gateway with a chat channel."""
 
 import json
+import re
 import socket
 import subprocess
 import unittest
 from decimal import Decimal
 
-from harness import CLIENTS_DIR, PRICE, Process, Stack, environment
+from harness import CLIENTS_DIR, PRICE, Process, Stack, environment, refusal
 from telegram import Telegram
 
 OPENCLAW = CLIENTS_DIR / "openclaw" / "node_modules" / ".bin" / "openclaw"
 START_SECONDS = 120
 TURN_SECONDS = 60
 
-# The refusal as a person sees it: our text, word for word, behind OpenClaw's warning signs.
-REFUSAL = (
-    r"^(⚠️\s*)*Usage limit reached: prepaid credits are used up \(balance -12\)\. "
-    r"Add credits( at \S+)? and send again; requests resume at once\. "
-    r"\(Prepaid quota, not a monthly limit\.\)$"
-)
+# A person sees our text word for word, behind OpenClaw's warning signs.
+REFUSAL = rf"^(⚠️\s*)*{re.escape(refusal(-12))}$"
 
 
 def provider(api, base_url, key, model):
@@ -149,7 +146,7 @@ class OpenClaw(unittest.TestCase):
 
     def check_story(self, one_request):
         account, requests = self.account, self.stack.tap.requests
-        account.drain_to("10")
+        account.set_balance("10")
 
         self.write("Say hello.", self.next_answer())
         self.assertEqual((account.balance(), requests), (10 - PRICE, one_request))
@@ -158,7 +155,7 @@ class OpenClaw(unittest.TestCase):
         self.write(tool, self.next_answer(2))
         self.assertEqual((account.balance(), requests), (10 - 3 * PRICE, 2 * one_request))
 
-        account.drain_to("-12")
+        account.set_balance("-12")
         for _ in range(2):
             self.write("Say hello again.", REFUSAL)
             self.assertEqual((account.balance(), requests), (Decimal(-12), one_request))
