@@ -60,9 +60,18 @@ def get_json(url, *, method="GET", body=None, headers=None, timeout=30):
 
 
 def environment(extra):
-    """Our environment with the pinned Node.js first on the path, and `extra`."""
+    """Our environment with the pinned Node.js first on the path, and `extra`.
+
+    Without the settings and keys that whoever runs the tests may have for the same programs.
+    """
+    ours = ("FAREBOX_", "OPENAI_", "ANTHROPIC_", "OPENCLAW_", "N8N_")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(ours) and "_API_KEY" not in name
+    }
     path = f"{CLIENTS_DIR / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, **extra}
+    return {**kept, "PATH": path, "NO_PROXY": "127.0.0.1", **extra}
 
 
 def refusal(balance):
@@ -97,7 +106,8 @@ class Process:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             running = self.process.poll() is None
-            for line in self.log.read_text(errors="replace").splitlines():
+            whole_lines = self.log.read_text(errors="replace").split("\n")[:-1]
+            for line in whole_lines:
                 if mark in line:
                     return line.split(mark, 1)[1].strip()
             if not running:

@@ -20,7 +20,8 @@ def main():
     suite = unittest.defaultTestLoader.loadTestsFromNames(names)
     result = unittest.TextTestRunner(stream=sys.stdout, verbosity=2).run(suite)
     # A test with parts may fail more than once, and a failed set-up belongs to no test.
-    failed = len({str(getattr(test, "test_case", test)) for test, _ in result.failures + result.errors})
+    troubles = result.failures + result.errors
+    failed = len({str(getattr(test, "test_case", test)) for test, _ in troubles})
     passed = max(result.testsRun - failed, 0)
     print(f"clients: {passed} passed, {failed} failed", flush=True)
     sys.exit(0 if result.wasSuccessful() and passed else 1)

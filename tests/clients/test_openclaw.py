@@ -154,6 +154,7 @@ class OpenClaw(unittest.TestCase):
         tool = 'Use the tool read with {"path": "notes.txt"}.'
         self.write(tool, self.next_answer(2))
         self.assertEqual((account.balance(), requests), (10 - 3 * PRICE, 2 * one_request))
+        self.assert_one_run(account.usage()[:2])
 
         account.set_balance("-12")
         for _ in range(2):
@@ -163,6 +164,11 @@ class OpenClaw(unittest.TestCase):
         account.credit("20")
         self.write("Say hello once more.", self.next_answer())
         self.assertEqual((account.balance(), requests), (8 - PRICE, one_request))
+
+    def assert_one_run(self, rows):
+        """The steps of a turn are told to be one run of one agent for a person."""
+        [(_, *whose)] = {(row["run"], row["agent"], row["origin"]) for row in rows}
+        self.assertEqual(whose, ["main", "user"])
 
 
 if __name__ == "__main__":
