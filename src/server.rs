@@ -281,6 +281,7 @@ async fn first_account(store: &dyn Store, presets: &Presets) -> anyhow::Result<O
             account: id,
             kind: Kind::Topup,
             amount,
+            expires: None,
             note: "initial credits".into(),
             id: "initial-credits".into(),
         };

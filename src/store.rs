@@ -11,17 +11,16 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::billing::ledger::{Kind, LedgerError};
+use crate::billing::ledger::{Expiry, Kind, LedgerError, Lot, Part};
 use crate::billing::{Credits, Usage};
 use crate::key::KeyHash;
+
+pub use crate::time::Millis;
 
 pub mod embedded;
 
 /// The answer of a store, once it is durable.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
-
-/// Milliseconds since 1970 (UTC), by the store's clock.
-pub type Millis = i64;
 
 /// Who pays: 1–64 characters of `a–z 0–9 _ -`, chosen at creation, never changed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -285,14 +284,51 @@ pub struct Settled {
 pub struct Grant {
     /// Whose balance.
     pub account: AccountId,
-    /// `Topup` (above zero) or `Adjust` (either way).
+    /// `Topup` or `Promo` (above zero), or `Adjust` (either way).
     pub kind: Kind,
     /// Signed.
     pub amount: Credits,
+    /// When promotional credits end, at the latest after twelve months; others end then.
+    pub expires: Option<Expiry>,
     /// Why; shown in the ledger.
     pub note: String,
     /// Idempotency: the same id with the same content answers the first result.
     pub id: String,
+}
+
+/// A debit or a payment that is undone, whole or in part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undo {
+    /// Whose.
+    pub account: AccountId,
+    /// The request that was charged, or the id of the payment.
+    pub of: String,
+    /// Above zero; none: what is left of it.
+    pub amount: Option<Credits>,
+    /// Why; shown in the ledger.
+    pub note: String,
+    /// Idempotency: the same id with the same content answers the first result.
+    pub id: String,
+}
+
+/// A lot, and what granted it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LotRow {
+    /// The lot.
+    #[serde(flatten)]
+    pub lot: Lot,
+    /// The `ref` of the entry that granted it.
+    pub source: String,
+}
+
+/// Which lots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LotFilter {
+    /// Those that can be used now, in the order in which they will be.
+    #[default]
+    Usable,
+    /// All that ever were, newest first.
+    All,
 }
 
 /// A line of the ledger. Never edited; a correction is a new entry.
@@ -317,6 +353,10 @@ pub struct Entry {
     pub reference: String,
     /// A reason, where there is one.
     pub note: Option<String>,
+    /// The sequence number of the entry that this one undoes.
+    pub undoes: Option<u64>,
+    /// What the amount is made of, in the order in which it was taken or given.
+    pub parts: Vec<Part>,
 }
 
 /// What a grant did.
@@ -506,6 +546,16 @@ pub trait Store: Send + Sync + 'static {
     fn settle(&self, settlement: Settlement) -> Answer<'_, Settled>;
     /// Credits by the operator. Durable when answered.
     fn grant(&self, grant: Grant) -> Answer<'_, Granted>;
+    /// Gives back what a request was charged, to where it came from. Durable when answered.
+    fn refund(&self, refund: Undo) -> Answer<'_, Granted>;
+    /// Takes back a payment that the payer's bank took back. Durable when answered.
+    fn reverse(&self, reversal: Undo) -> Answer<'_, Granted>;
+    /// Ends an account: nothing is admitted any more, what runs is settled, and then every
+    /// lot is forfeited. `id` is the operation's, as in [`Grant`]. Closing twice is closing
+    /// once.
+    fn close_account(&self, account: &AccountId, id: String) -> Answer<'_, Account>;
+    /// The lots of an account.
+    fn lots(&self, account: &AccountId, filter: LotFilter, page: Page) -> Answer<'_, Rows<LotRow>>;
 
     /// The ledger of an account, newest first.
     fn entries(

@@ -8,7 +8,8 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 
-use crate::store::Millis;
+/// Milliseconds since 1970 (UTC).
+pub type Millis = i64;
 
 /// The wall clock, in milliseconds since 1970 (UTC).
 pub fn now() -> Millis {

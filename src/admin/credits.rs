@@ -113,7 +113,14 @@ fn valid_grant(target: &Target, new: NewGrant, id: String) -> Result<Grant, Erro
         (Kind::Topup, true) => new.note,
         _ => short_text("note", new.note, NOTE_CHARS)?,
     };
-    Ok(Grant { account: target.account.id.clone(), kind, amount: new.amount, note, id })
+    Ok(Grant {
+        account: target.account.id.clone(),
+        kind,
+        amount: new.amount,
+        expires: None,
+        note,
+        id,
+    })
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<String, Error> {

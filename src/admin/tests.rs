@@ -58,6 +58,18 @@ impl Store for Away {
     fn grant(&self, _: store::Grant) -> Answer<'_, store::Granted> {
         away()
     }
+    fn refund(&self, _: store::Undo) -> Answer<'_, store::Granted> {
+        away()
+    }
+    fn reverse(&self, _: store::Undo) -> Answer<'_, store::Granted> {
+        away()
+    }
+    fn close_account(&self, _: &AccountId, _: String) -> Answer<'_, store::Account> {
+        away()
+    }
+    fn lots(&self, _: &AccountId, _: store::LotFilter, _: Page) -> Answer<'_, Rows<store::LotRow>> {
+        away()
+    }
     fn entries(
         &self,
         _: &AccountId,

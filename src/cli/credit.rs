@@ -145,6 +145,8 @@ mod tests {
             balance_after: after.parse().unwrap(),
             reference: "inv17".to_owned(),
             note: None,
+            undoes: None,
+            parts: Vec::new(),
         };
         GrantedEntry { entry, duplicate }
     }

@@ -44,18 +44,33 @@ struct ListArgs {
 enum KindArg {
     /// Credits added
     Topup,
+    /// Promotional credits
+    Promo,
     /// What requests cost
     DebitAi,
+    /// Credits that ended unused
+    Expiry,
+    /// Charges given back
+    Refund,
+    /// Payments taken back
+    PaymentReversal,
     /// Corrections
     Adjust,
+    /// Credits lost with the account
+    Forfeit,
 }
 
 impl From<KindArg> for Kind {
     fn from(kind: KindArg) -> Self {
         match kind {
             KindArg::Topup => Self::Topup,
+            KindArg::Promo => Self::Promo,
             KindArg::DebitAi => Self::DebitAi,
+            KindArg::Expiry => Self::Expiry,
+            KindArg::Refund => Self::Refund,
+            KindArg::PaymentReversal => Self::PaymentReversal,
             KindArg::Adjust => Self::Adjust,
+            KindArg::Forfeit => Self::Forfeit,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The embedded store: one SQLite file, one process.
 //!
-//! One thread writes (`writer`): it takes all operations that wait (`operations`), commits
-//! once and answers each. Admission and keys are answered from memory (`live`, `keys`),
+//! One thread writes (`writer`): it takes all operations that wait (`operations`, `changes`),
+//! commits once and answers each. Admission and keys are answered from memory (`live`, `keys`),
 //! pages are read on other connections (`read`, `summary`). Nothing is loaded at start, so
 //! a million accounts cost nothing until they are used.
 
@@ -15,21 +15,26 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Account, AccountId, Admission, Admitted, Answer, Candidate, Entry, EntryFilter, Grant, Granted,
-    Group, Key, Millis, Page, Refused, Rows, Settled, Settlement, Store, StoreError, SummaryRow,
-    UsageFilter, UsageRow,
+    Group, Key, LotFilter, LotRow, Millis, Page, Refused, Rows, Settled, Settlement, Store,
+    StoreError, SummaryRow, Undo, UsageFilter, UsageRow,
 };
 use crate::key::KeyHash;
+use changes::{Booked, CloseAccount, GrantCredits, Refund, Reverse, Sweep};
 use keys::Keys;
 use live::Live;
-use operations::{CreateAccount, CreateKey, ForgetFlight, GrantCredits, Own, RevokeKey, Settle};
+use operations::{CreateAccount, CreateKey, ForgetFlight, Own, RevokeKey, Settle};
 use readers::Readers;
 use sql::Fault;
 use writer::{Operation, Reply, Writer};
 
 mod books;
+mod changes;
 mod file;
+mod fingerprint;
 mod keys;
 mod live;
+mod lots;
+mod migrate;
 mod operations;
 mod read;
 mod readers;
@@ -159,6 +164,16 @@ impl Embedded {
         Box::pin(answered(reply))
     }
 
+    /// As [`Self::write`], for an operation that also says what the account is then.
+    fn book<T, O>(&self, operation: O) -> Answer<'_, T>
+    where
+        T: Send + 'static,
+        O: Operation<Output = Booked<T>>,
+    {
+        let reply = self.writer.submit(operation);
+        Box::pin(async move { answered(reply).await.map(|(answer, _)| answer) })
+    }
+
     /// Reads a page.
     fn page<T: Send + 'static>(
         &self,
@@ -221,14 +236,17 @@ impl Store for Embedded {
     fn account(&self, id: &AccountId) -> Answer<'_, Account> {
         let id = id.clone();
         Box::pin(async move {
-            let account = self.lookups.read(move |db| read::account(db, &id)).await?;
+            let now = (self.clock)();
+            let account = self.lookups.read(move |db| read::account(db, &id, now)).await?;
             Ok(self.with_running(account))
         })
     }
 
     fn accounts(&self, page: Page) -> Answer<'_, Rows<Account>> {
         Box::pin(async move {
-            let Rows { data, next } = self.pages.read(move |db| read::accounts(db, &page)).await?;
+            let now = (self.clock)();
+            let read = move |db: &_| read::accounts(db, &page, now);
+            let Rows { data, next } = self.pages.read(read).await?;
             let data = data.into_iter().map(|account| self.with_running(account)).collect();
             Ok(Rows { data, next })
         })
@@ -290,11 +308,37 @@ impl Store for Embedded {
     }
 
     fn settle(&self, settlement: Settlement) -> Answer<'_, Settled> {
-        self.write(Settle::new(settlement))
+        self.book(Settle::new(settlement))
     }
 
     fn grant(&self, grant: Grant) -> Answer<'_, Granted> {
-        self.write(GrantCredits(grant))
+        self.book(GrantCredits(grant))
+    }
+
+    fn refund(&self, refund: Undo) -> Answer<'_, Granted> {
+        self.book(Refund(refund))
+    }
+
+    fn reverse(&self, reversal: Undo) -> Answer<'_, Granted> {
+        self.book(Reverse(reversal))
+    }
+
+    fn close_account(&self, account: &AccountId, id: String) -> Answer<'_, Account> {
+        let account = account.clone();
+        Box::pin(async move {
+            let close = CloseAccount { account: account.clone(), id };
+            answered(self.writer.submit(close)).await?;
+            // Without running requests it ends at once, else the writer looks again and again.
+            let (accounts, memory) = (vec![account.clone()], self.memory.clone());
+            answered(self.writer.submit(Sweep { accounts, memory })).await?;
+            self.account(&account).await
+        })
+    }
+
+    fn lots(&self, account: &AccountId, filter: LotFilter, page: Page) -> Answer<'_, Rows<LotRow>> {
+        let account = account.clone();
+        let now = (self.clock)();
+        self.page(move |db| read::lots(db, &account, filter, &page, now))
     }
 
     fn entries(

@@ -1,18 +1,21 @@
--- The embedded store, schema 1. Amounts are whole nano-credits (10⁻⁹ of a credit), times are
+-- The embedded store, schema 2. Amounts are whole nano-credits (10⁻⁹ of a credit), times are
 -- milliseconds since 1970 (UTC). The number of the schema is in `PRAGMA user_version`.
 --
 -- There are no foreign keys: accounts and keys are never deleted, and an operation has read
 -- its account before it writes.
 
 CREATE TABLE account (
-    id         TEXT PRIMARY KEY,
-    name       TEXT NOT NULL,
-    status     TEXT NOT NULL CHECK (status IN ('open', 'closing', 'closed')),
-    balance    INTEGER NOT NULL,
-    seq        INTEGER NOT NULL, -- of the last entry; 0: none yet
-    last_ts    INTEGER NOT NULL, -- of the last entry or usage row; time never steps back behind it
-    created_at INTEGER NOT NULL
+    id          TEXT PRIMARY KEY,
+    name        TEXT NOT NULL,
+    status      TEXT NOT NULL CHECK (status IN ('open', 'closing', 'closed')),
+    balance     INTEGER NOT NULL, -- what its lots have left; or less than nothing, and they are empty
+    seq         INTEGER NOT NULL, -- of the last entry; 0: none yet
+    last_ts     INTEGER NOT NULL, -- of the last entry or usage row; time never steps back behind it
+    created_at  INTEGER NOT NULL,
+    next_expiry INTEGER -- the soonest of its lots that are not empty
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX account_expiry ON account (next_expiry) WHERE next_expiry IS NOT NULL;
+CREATE INDEX account_closing ON account (id) WHERE status = 'closing';
 
 CREATE TABLE key (
     id         TEXT PRIMARY KEY,
@@ -40,10 +43,44 @@ CREATE TABLE entry (
     balance_after INTEGER NOT NULL,
     ref           TEXT NOT NULL,
     note          TEXT,
+    undoes        INTEGER, -- the entry that this one gives back or takes back
     PRIMARY KEY (account, seq)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX entry_undoes ON entry (account, undoes) WHERE undoes IS NOT NULL;
 -- Nearly every entry is a debit, and debits are found without an index.
 CREATE INDEX entry_of_kind ON entry (account, kind, seq) WHERE kind <> 'debit_ai';
+
+-- What the amount of an entry is made of, in order.
+CREATE TABLE part (
+    account TEXT NOT NULL,
+    seq     INTEGER NOT NULL,
+    n       INTEGER NOT NULL,
+    lot     INTEGER, -- NULL: the debt
+    amount  INTEGER NOT NULL,
+    PRIMARY KEY (account, seq, n)
+) STRICT, WITHOUT ROWID;
+
+-- Credits that came together and end together.
+CREATE TABLE lot (
+    account      TEXT NOT NULL,
+    lot          INTEGER NOT NULL CHECK (lot > 0),
+    kind         TEXT NOT NULL CHECK (kind IN ('promo', 'usage')), -- as they sort, they burn
+    seq          INTEGER NOT NULL, -- the entry that granted it
+    source       TEXT NOT NULL,    -- that entry's ref
+    effective_at INTEGER NOT NULL,
+    expires_at   INTEGER NOT NULL, -- exclusive
+    granted      INTEGER NOT NULL,
+    remaining    INTEGER NOT NULL CHECK (remaining >= 0),
+    used         INTEGER NOT NULL CHECK (used >= 0),
+    expired      INTEGER NOT NULL CHECK (expired >= 0),
+    to_debt      INTEGER NOT NULL CHECK (to_debt >= 0),
+    forfeited    INTEGER NOT NULL CHECK (forfeited >= 0),
+    reversed     INTEGER NOT NULL CHECK (reversed >= 0),
+    CHECK (granted = remaining + used + expired + to_debt + forfeited + reversed),
+    PRIMARY KEY (account, lot)
+) STRICT, WITHOUT ROWID;
+-- In burn order.
+CREATE INDEX lot_usable ON lot (account, expires_at, kind, lot) WHERE remaining > 0;
 
 -- Operations that were done, so that each is done once.
 CREATE TABLE op (

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
-use super::Synchronous;
+use super::sql::Fault;
+use super::{Synchronous, migrate};
+use crate::store::StoreError;
 
-/// The version that this program writes and the only one that it reads.
-const SCHEMA: i64 = 1;
+/// The version that this program writes. It turns older ones into this one.
+const SCHEMA: i64 = 2;
 /// "Fbx1" in `PRAGMA application_id`: tells our files from other SQLite files.
 const APPLICATION: i64 = 0x4662_7831;
 /// Statements kept prepared; more than there are.
@@ -38,6 +40,14 @@ pub enum OpenError {
     /// A database, but not ours.
     #[error("{0} is an SQLite database of another program")]
     Foreign(PathBuf),
+    /// An older version wrote it, and its ledger does not add up.
+    #[error("cannot bring the store {path} to schema {SCHEMA}: {source}")]
+    Migration {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
     /// The file or its directory cannot be made or read.
     #[error("cannot open the store {path}: {source}")]
     Io {
@@ -84,15 +94,19 @@ pub(super) fn open(path: &Path, synchronous: Synchronous) -> Result<(Lock, Conne
 
     let mut db =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sqlite)?;
-    let is_new = match inspect(&db).map_err(sqlite)? {
-        Found::Empty => true,
-        Found::Schema(SCHEMA) => false,
+    let found = inspect(&db).map_err(sqlite)?;
+    match found {
+        Found::Empty | Found::Schema(1 | SCHEMA) => configure(&db, synchronous).map_err(sqlite)?,
         Found::Schema(found) => return Err(OpenError::Newer { path: path.into(), found }),
         Found::Foreign => return Err(OpenError::Foreign(path.into())),
-    };
-    configure(&db, synchronous).map_err(sqlite)?;
-    if is_new {
-        create_tables(&mut db).map_err(sqlite)?;
+    }
+    match found {
+        Found::Empty => create_tables(&mut db).map_err(sqlite)?,
+        Found::Schema(1) => migrate::from_1(&mut db).map_err(|fault| match fault {
+            Fault::Db(source) => sqlite(source),
+            Fault::Refused(source) => OpenError::Migration { path: path.into(), source },
+        })?,
+        Found::Schema(_) | Found::Foreign => {}
     }
     Ok((Lock(lock), db))
 }

@@ -1,7 +1,8 @@
 //! Accounts in memory: admission decides here, without the database.
 //!
-//! An account is read when it is first used. From then on the writer sets its balance after
-//! every commit, so what is here is what was committed last.
+//! An account is read when it is first used. From then on the writer sets it after
+//! every commit, so what is here is what was committed last. Lots that end count no more at
+//! that very instant, before anything is written.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +25,7 @@ struct Inner {
     accounts: HashMap<AccountId, State>,
     /// Requests not yet looked at by [`Live::long_running`], oldest first; many have ended.
     admitted: VecDeque<(Instant, AccountId, Arc<str>)>,
-    /// Balances that were set while their account was not here.
+    /// Accounts that changed while they were not here.
     missed: u64,
     /// How many accounts make us look for idle ones.
     sweep_at: usize,
@@ -35,6 +36,24 @@ struct Inner {
 pub(super) struct Snapshot {
     pub balance: Credits,
     pub status: Status,
+    /// When each lot ends and what it has left.
+    pub lots: Vec<(Millis, Credits)>,
+    /// Of what was written last: time never steps back behind it.
+    pub ts: Millis,
+}
+
+impl Snapshot {
+    /// The balance at an instant, written down or not: what has ended is gone.
+    pub(super) fn usable(&self, now: Millis) -> Credits {
+        let now = now.max(self.ts);
+        let ended = self.lots.iter().filter(|(expires_at, _)| *expires_at <= now);
+        self.balance - ended.map(|(_, remaining)| *remaining).sum()
+    }
+
+    /// When the first lot ends.
+    pub(super) fn next_expiry(&self) -> Option<Millis> {
+        self.lots.iter().map(|(expires_at, _)| *expires_at).min()
+    }
 }
 
 struct State {
@@ -52,7 +71,7 @@ struct Running {
     noted: bool,
 }
 
-/// Taken before an account is read from the database: what is read is kept only if no balance
+/// Taken before an account is read from the database: what is read is kept only if no change
 /// has been missed since.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ticket(u64);
@@ -87,11 +106,11 @@ impl Live {
         let mut inner = self.lock();
         let Inner { accounts, admitted, missed, .. } = &mut *inner;
         let Some(state) = accounts.get_mut(account) else { return Err(Ticket(*missed)) };
-        let balance = state.snapshot.balance;
+        let balance = state.snapshot.usable(now);
         if state.running.contains_key(request.id.as_str()) {
             return Ok(Ok(Admitted { balance }));
         }
-        if let Err(refused) = state.may_run(how) {
+        if let Err(refused) = state.may_run(how, balance) {
             return Ok(Err(refused));
         }
         let id: Arc<str> = request.id.as_str().into();
@@ -122,11 +141,11 @@ impl Live {
         inner.accounts.insert(account, state);
     }
 
-    /// Sets the balance that was committed.
-    pub(super) fn set_balance(&self, account: &AccountId, balance: Credits) {
+    /// Sets what was committed.
+    pub(super) fn set(&self, account: &AccountId, snapshot: Snapshot) {
         let mut inner = self.lock();
         match inner.accounts.get_mut(account) {
-            Some(state) => state.snapshot.balance = balance,
+            Some(state) => state.snapshot = snapshot,
             None => inner.missed += 1,
         }
     }
@@ -184,8 +203,7 @@ impl State {
         u32::try_from(self.running.len()).unwrap_or(u32::MAX)
     }
 
-    fn may_run(&self, how: Admission) -> Result<(), Refused> {
-        let balance = self.snapshot.balance;
+    fn may_run(&self, how: Admission, balance: Credits) -> Result<(), Refused> {
         let running = self.in_flight();
         // Without a hold the balance alone decides, whatever is held for others.
         let hold_fits = how.hold == Credits::ZERO || balance - self.held >= how.hold;
@@ -227,9 +245,13 @@ mod tests {
         live.admit(&AccountId("nobody".into()), &request("r"), LENIENT, 5).unwrap_err()
     }
 
+    fn snapshot(balance: &str, status: Status) -> Snapshot {
+        Snapshot { balance: credits(balance), status, lots: Vec::new(), ts: 0 }
+    }
+
     fn with(balance: &str, status: Status) -> Live {
         let live = Live::new(Duration::ZERO);
-        let snapshot = Snapshot { balance: credits(balance), status };
+        let snapshot = snapshot(balance, status);
         live.insert(ticket(&live), account(), snapshot);
         live
     }
@@ -240,6 +262,27 @@ mod tests {
             let answer = admit(&with(balance, Status::Open), "r", LENIENT);
             assert_eq!(answer.is_ok(), admitted, "at {balance}: {answer:?}");
         }
+    }
+
+    #[test]
+    fn a_lot_admits_until_the_very_instant_of_its_end_and_time_does_not_step_back() {
+        let lots = vec![(10, credits("0.4")), (20, credits("0.6"))];
+        let snapshot = Snapshot { lots, ..snapshot("1", Status::Open) };
+        for (now, usable) in [(9, "1"), (10, "0.6"), (19, "0.6"), (20, "0")] {
+            assert_eq!(snapshot.usable(now), credits(usable), "at {now}");
+        }
+        let later = Snapshot { ts: 12, ..snapshot };
+        assert_eq!(later.usable(5), credits("0.6"));
+        assert_eq!(later.next_expiry(), Some(10));
+
+        let live = with("1", Status::Open);
+        live.set(&account(), later);
+        let at = |now: Millis| {
+            let request = request(&now.to_string());
+            live.admit(&account(), &request, LENIENT, now).ok().expect("the account is here")
+        };
+        assert_eq!(at(19), Ok(Admitted { balance: credits("0.6") }));
+        assert_eq!(at(20), Err(Refused::OutOfCredits { balance: Credits::ZERO }));
     }
 
     #[test]
@@ -279,8 +322,8 @@ mod tests {
     fn a_balance_that_was_read_before_a_commit_is_not_kept() {
         let live = Live::new(Duration::ZERO);
         let before = ticket(&live);
-        live.set_balance(&account(), credits("-1"));
-        live.insert(before, account(), Snapshot { balance: credits("1"), status: Status::Open });
+        live.set(&account(), snapshot("-1", Status::Open));
+        live.insert(before, account(), snapshot("1", Status::Open));
         assert!(live.admit(&account(), &request("r"), LENIENT, 5).is_err());
     }
 
@@ -300,7 +343,7 @@ mod tests {
     fn memory_is_bounded_and_accounts_with_requests_stay() {
         let live = with("1", Status::Open);
         admit(&live, "long", LENIENT).unwrap();
-        let snapshot = Snapshot { balance: credits("1"), status: Status::Open };
+        let snapshot = snapshot("1", Status::Open);
         for id in 0..=2 * CAPACITY {
             live.insert(ticket(&live), AccountId(id.to_string().into()), snapshot.clone());
         }

@@ -2,17 +2,19 @@
 
 use rusqlite::{Connection, params};
 
-use super::books::{Books, Done, Fingerprint, fingerprint_of, fingerprint_of_grant, remember};
+use super::books::{Books, Done, remember};
+use super::changes::{Booked, publish};
+use super::fingerprint::{Fingerprint, of_settlement};
 use super::live::Flight;
 use super::rows::{insert_usage, remove_abandoned};
 use super::sql::{Fault, Json, Word};
 use super::writer::Operation;
 use super::{HOUR_MS, Memory, read};
-use crate::billing::ledger::{Kind, LedgerError, book};
+use crate::billing::Credits;
+use crate::billing::ledger::{Kind, LedgerError};
 use crate::key::KeyHash;
 use crate::store::{
-    Account, AccountId, Grant, Granted, Key, Millis, Outcome, Settled, Settlement, Status,
-    StoreError,
+    Account, AccountId, Key, Millis, Outcome, Settled, Settlement, Status, StoreError,
 };
 
 /// How long the maker of an object is remembered.
@@ -26,16 +28,16 @@ pub(super) struct Settle {
 
 impl Settle {
     pub(super) fn new(settlement: Settlement) -> Self {
-        let fingerprint = fingerprint_of(&settlement);
+        let fingerprint = of_settlement(&settlement);
         Self { settlement, fingerprint }
     }
 }
 
 impl Operation for Settle {
-    type Output = Settled;
+    type Output = Booked<Settled>;
     const KEPT: bool = true;
 
-    fn apply(&self, db: &Connection, now: Millis) -> Result<Settled, Fault> {
+    fn apply(&self, db: &Connection, now: Millis) -> Result<Self::Output, Fault> {
         let settlement = &self.settlement;
         // The request has ended, whatever is answered: the one write that comes first.
         forget_flight(db, &settlement.account, &settlement.id)?;
@@ -43,77 +45,50 @@ impl Operation for Settle {
         let was_abandoned = done.as_ref().is_some_and(|done| done.fingerprint.is_none());
         if let Some(done) = done.filter(|_| !was_abandoned) {
             done.must_equal(&self.fingerprint, &settlement.id)?;
-            return Ok(Settled { balance: done.balance, duplicate: true });
+            return Ok((Settled { balance: done.balance, duplicate: true }, None));
         }
         let mut books = Books::open(db, &settlement.account, now)?;
-        if settlement.charge.is_negative() {
-            return Err(LedgerError::Sign.into());
-        }
-        let amount = -settlement.charge;
-        book(books.balance, Kind::DebitAi, amount)?;
+        let late = books.status == Status::Closed;
+        let row = if late { &after_the_end(settlement)? } else { settlement };
+        let booking = books.book.debit(Kind::DebitAi, row.charge)?;
 
         if was_abandoned {
             remove_abandoned(db, &settlement.account, &settlement.id)?;
         }
-        let makes_entry =
-            settlement.charge.is_positive() || settlement.outcome == Outcome::Completed;
-        let entry = if makes_entry {
-            Some(books.append(db, Kind::DebitAi, amount, &settlement.id, None)?)
-        } else {
-            books.touch(db)?;
-            None
-        };
-        let seq = entry.map(|entry| entry.seq);
+        let is_charged = settlement.charge.is_positive();
+        let seq = (is_charged || settlement.outcome == Outcome::Completed).then(|| {
+            let note = (late && is_charged)
+                .then(|| format!("not charged, the account was closed: {}", settlement.charge));
+            books.add(booking, &settlement.id, note.as_deref(), None).seq
+        });
+        let ts = books.ts;
+        let snapshot = books.write(db)?;
+        let balance = snapshot.balance;
         let fingerprint = Some(&self.fingerprint);
-        remember(db, &settlement.account, &settlement.id, fingerprint, seq, books.balance)?;
-        insert_usage(db, settlement, books.ts)?;
-        Ok(Settled { balance: books.balance, duplicate: false })
+        remember(db, &settlement.account, &settlement.id, fingerprint, seq, balance)?;
+        insert_usage(db, row, ts)?;
+        Ok((Settled { balance, duplicate: false }, Some(snapshot)))
     }
 
-    fn publish(&self, outcome: &Result<Settled, StoreError>, memory: &Memory) {
+    fn publish(&self, outcome: &Result<Self::Output, StoreError>, memory: &Memory) {
         let Settlement { account, id, .. } = &self.settlement;
-        if let Ok(Settled { balance, duplicate: false }) = outcome {
-            memory.live.set_balance(account, *balance);
-        }
+        publish(account, outcome, memory);
         memory.live.end(account, id);
     }
 }
 
-/// Credits by the operator.
-pub(super) struct GrantCredits(pub Grant);
-
-impl Operation for GrantCredits {
-    type Output = Granted;
-
-    fn apply(&self, db: &Connection, now: Millis) -> Result<Granted, Fault> {
-        let Grant { account, kind, amount, note, id } = &self.0;
-        let fingerprint = fingerprint_of_grant(&self.0);
-        if let Some(done) = Done::find(db, account, id)? {
-            done.must_equal(&fingerprint, id)?;
-            let entry = read::entry_at(db, account, done.seq.unwrap_or(0))?;
-            return Ok(Granted { entry, duplicate: true });
-        }
-        let mut books = Books::open(db, account, now)?;
-        if books.status != Status::Open {
-            let why = format!("the account {account} is closed and takes no credits");
-            return Err(StoreError::Conflict(why).into());
-        }
-        if *kind == Kind::DebitAi {
-            return Err(LedgerError::Sign.into());
-        }
-        book(books.balance, *kind, *amount)?;
-
-        let note = (!note.is_empty()).then_some(note.as_str());
-        let entry = books.append(db, *kind, *amount, id, note)?;
-        remember(db, account, id, Some(&fingerprint), Some(entry.seq), books.balance)?;
-        Ok(Granted { entry, duplicate: false })
+/// What is written of a request that is settled after its account was closed: the balance of
+/// a closed account never changes.
+fn after_the_end(settlement: &Settlement) -> Result<Settlement, LedgerError> {
+    if settlement.charge.is_negative() {
+        return Err(LedgerError::Sign);
     }
-
-    fn publish(&self, outcome: &Result<Granted, StoreError>, memory: &Memory) {
-        if let Ok(Granted { entry, duplicate: false }) = outcome {
-            memory.live.set_balance(&self.0.account, entry.balance_after);
-        }
+    let mut row = Settlement { charge: Credits::ZERO, ..settlement.clone() };
+    if !row.flags.is_empty() {
+        row.flags.push(',');
     }
+    row.flags.push_str("account_closed");
+    Ok(row)
 }
 
 /// A new account without credits.
@@ -136,7 +111,7 @@ impl Operation for CreateAccount {
         if inserted == 0 {
             return Err(StoreError::Conflict(format!("the account {id} exists")).into());
         }
-        read::account(db, id)
+        read::account(db, id, now)
     }
 }
 

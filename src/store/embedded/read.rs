@@ -9,46 +9,53 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, params_from_iter};
 
 use super::live::{Flight, Snapshot};
+use super::lots;
 use super::sql::{Count, Fault, Json, Word};
 use crate::billing::Credits;
-use crate::billing::ledger::Kind;
+use crate::billing::ledger::{Class, Kind, Part};
 use crate::key::KeyHash;
 use crate::store::{
-    Account, AccountId, Attribution, Candidate, Entry, EntryFilter, Key, Millis, Outcome, Page,
-    Rows, Source, StoreError, UsageFilter, UsageRow,
+    Account, AccountId, Attribution, Candidate, Entry, EntryFilter, Key, LotFilter, LotRow, Millis,
+    Outcome, Page, Rows, Source, StoreError, UsageFilter, UsageRow,
 };
 
 /// The largest page.
 const PAGE: u32 = 500;
 
-/// Its balance and status, for admission.
+/// An account without the lots that have ended, written off or not. The first parameter is
+/// the time.
+const ACCOUNT: &str = "SELECT id, name, status, created_at, balance -
+        (SELECT coalesce(sum(remaining), 0) FROM lot INDEXED BY lot_usable
+         WHERE lot.account = id AND remaining > 0 AND expires_at <= max(?, last_ts)) AS usable
+     FROM account WHERE id";
+
+/// What admission needs.
 pub(super) fn snapshot(db: &Connection, id: &AccountId) -> Result<Snapshot, Fault> {
-    db.prepare_cached("SELECT balance, status FROM account WHERE id = ?")?
+    let lots = lots::usable(db, id)?.iter().map(|lot| (lot.expires_at, lot.remaining)).collect();
+    db.prepare_cached("SELECT balance, status, last_ts FROM account WHERE id = ?")?
         .query_row([id], |row| {
-            Ok(Snapshot { balance: row.get(0)?, status: row.get::<_, Word<_>>(1)?.0 })
+            let Word(status) = row.get(1)?;
+            Ok(Snapshot { balance: row.get(0)?, status, lots, ts: row.get(2)? })
         })
         .optional()?
         .ok_or_else(|| no_account(id).into())
 }
 
-/// One account; what runs is not in the database.
-pub(super) fn account(db: &Connection, id: &AccountId) -> Result<Account, Fault> {
-    db.prepare_cached("SELECT id, name, status, balance, created_at FROM account WHERE id = ?")?
-        .query_row([id], Account::read)
+/// One account as it is now; what runs is not in the database.
+pub(super) fn account(db: &Connection, id: &AccountId, now: Millis) -> Result<Account, Fault> {
+    db.prepare_cached(&format!("{ACCOUNT} = ?"))?
+        .query_row(params![now, id], Account::read)
         .optional()?
         .ok_or_else(|| no_account(id).into())
 }
 
 /// Accounts by id.
-pub(super) fn accounts(db: &Connection, page: &Page) -> Result<Rows<Account>, Fault> {
+pub(super) fn accounts(db: &Connection, page: &Page, now: Millis) -> Result<Rows<Account>, Fault> {
     let limit = limit(page);
     let after = page.cursor.as_deref().unwrap_or_default();
     let data = db
-        .prepare_cached(
-            "SELECT id, name, status, balance, created_at FROM account
-             WHERE id > ? ORDER BY id LIMIT ?",
-        )?
-        .query_map(params![after, limit + 1], Account::read)?
+        .prepare_cached(&format!("{ACCOUNT} > ? ORDER BY id LIMIT ?"))?
+        .query_map(params![now, after, limit + 1], Account::read)?
         .collect::<Result<_, _>>()?;
     Ok(cut(data, limit, |account| account.id.to_string()))
 }
@@ -97,10 +104,21 @@ pub(super) fn keys(db: &Connection, account: &AccountId) -> Result<Vec<Key>, Fau
 
 /// One entry.
 pub(super) fn entry_at(db: &Connection, account: &AccountId, seq: u64) -> Result<Entry, Fault> {
-    db.prepare_cached("SELECT * FROM entry WHERE account = ? AND seq = ?")?
+    let entry = db
+        .prepare_cached("SELECT * FROM entry WHERE account = ? AND seq = ?")?
         .query_row(params![account, Count(seq)], Entry::read)
         .optional()?
-        .ok_or_else(|| StoreError::NotFound(format!("entry {seq}")).into())
+        .ok_or_else(|| StoreError::NotFound(format!("entry {seq}")))?;
+    Ok(Entry { parts: parts(db, account, seq)?, ..entry })
+}
+
+fn parts(db: &Connection, account: &AccountId, seq: u64) -> rusqlite::Result<Vec<Part>> {
+    db.prepare_cached("SELECT lot, amount FROM part WHERE account = ? AND seq = ? ORDER BY n")?
+        .query_map(params![account, Count(seq)], |row| {
+            let lot: Option<Count> = row.get(0)?;
+            Ok(Part { place: lot.map(|Count(number)| number).into(), amount: row.get(1)? })
+        })?
+        .collect()
 }
 
 /// A page of the ledger, newest first. The cursor is the sequence number of the last row.
@@ -121,7 +139,77 @@ pub(super) fn entries(
 
     let range = from..until.min(before);
     let data = entries_page(account, filter.kind, range, limit + 1).rows(db, Entry::read)?;
-    Ok(cut(data, limit, |entry| entry.seq.to_string()))
+    let mut rows = cut(data, limit, |entry: &Entry| entry.seq.to_string());
+    for entry in &mut rows.data {
+        entry.parts = parts(db, account, entry.seq)?;
+    }
+    Ok(rows)
+}
+
+/// A page of lots. The cursor is what the last row is sorted by.
+pub(super) fn lots(
+    db: &Connection,
+    account: &AccountId,
+    filter: LotFilter,
+    page: &Page,
+    now: Millis,
+) -> Result<Rows<LotRow>, Fault> {
+    let limit = limit(page);
+    let now: Millis = db
+        .prepare_cached("SELECT max(last_ts, ?) FROM account WHERE id = ?")?
+        .query_row(params![now, account], |row| row.get(0))
+        .optional()?
+        .ok_or_else(|| no_account(account))?;
+    let cursor = page.cursor.as_deref();
+    let mut data = lots_page(account, filter, cursor, now, limit + 1)?.rows(db, LotRow::read)?;
+    for row in &mut data {
+        row.lot = row.lot.at(now);
+    }
+    Ok(cut(data, limit, |LotRow { lot, .. }| match filter {
+        LotFilter::Usable => {
+            let class = match lot.class {
+                Class::Promo => "promo",
+                Class::Usage => "usage",
+            };
+            format!("{}.{class}.{}", lot.expires_at, lot.number)
+        }
+        LotFilter::All => lot.number.to_string(),
+    }))
+}
+
+pub(super) fn lots_page(
+    account: &AccountId,
+    filter: LotFilter,
+    cursor: Option<&str>,
+    now: Millis,
+    limit: u32,
+) -> Result<Select, StoreError> {
+    let number = |text: &str| text.parse::<i64>().map_err(|_| no_page());
+    match filter {
+        LotFilter::All => {
+            let mut select = Select::of("SELECT * FROM lot WHERE account = ?", account);
+            select.and("lot < ?", cursor.map_or(Ok(i64::MAX), number)?);
+            select.page("lot DESC", limit);
+            Ok(select)
+        }
+        LotFilter::Usable => {
+            let sql = "SELECT * FROM lot INDEXED BY lot_usable WHERE account = ? AND remaining > 0";
+            let mut select = Select::of(sql, account);
+            select.and("expires_at > ?", now);
+            if let Some(cursor) = cursor {
+                let mut fields = cursor.splitn(3, '.');
+                let (Some(at), Some(class), Some(lot)) =
+                    (fields.next(), fields.next(), fields.next())
+                else {
+                    return Err(no_page());
+                };
+                select.and("(expires_at, kind, lot) > (?, ?, ?)", number(at)?);
+                select.values.extend([class.to_owned().into(), number(lot)?.into()]);
+            }
+            select.page("expires_at, kind, lot", limit);
+            Ok(select)
+        }
+    }
 }
 
 pub(super) fn entries_page(
@@ -144,7 +232,7 @@ pub(super) fn entries_page(
 fn entries_sql(kind: Option<Kind>) -> &'static str {
     match kind {
         None | Some(Kind::DebitAi) => "SELECT * FROM entry WHERE account = ?",
-        Some(Kind::Topup | Kind::Adjust) => {
+        Some(_) => {
             "SELECT * FROM entry INDEXED BY entry_of_kind WHERE account = ? AND kind <> 'debit_ai'"
         }
     }
@@ -334,7 +422,7 @@ fn cut<T>(mut data: Vec<T>, limit: u32, cursor: impl Fn(&T) -> String) -> Rows<T
 
 impl Account {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let balance = row.get("balance")?;
+        let balance = row.get("usable")?;
         Ok(Self {
             id: row.get("id")?,
             name: row.get("name")?,
@@ -366,6 +454,7 @@ impl Key {
 }
 
 impl Entry {
+    /// Without its parts, which are rows of their own.
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             seq: row.get::<_, Count>("seq")?.0,
@@ -375,6 +464,8 @@ impl Entry {
             balance_after: row.get("balance_after")?,
             reference: row.get("ref")?,
             note: row.get("note")?,
+            undoes: row.get::<_, Option<Count>>("undoes")?.map(|Count(seq)| seq),
+            parts: Vec::new(),
         })
     }
 }

@@ -108,8 +108,9 @@ pub(super) fn abandon_flights(db: &Connection, now: Millis) -> Result<usize, Fau
         .collect::<Result<_, _>>()?;
     for Flight { account, request, admitted_at } in &flights {
         let books = Books::open(db, account, now)?;
-        books.touch(db)?;
-        let ran_ms = books.ts.saturating_sub(*admitted_at);
+        let ts = books.ts;
+        let balance = books.write(db)?.balance;
+        let ran_ms = ts.saturating_sub(*admitted_at);
         let row = Settlement {
             id: request.id.clone(),
             account: account.clone(),
@@ -129,8 +130,8 @@ pub(super) fn abandon_flights(db: &Connection, now: Millis) -> Result<usize, Fau
             http_status: 0,
             flags: String::new(),
         };
-        remember(db, account, &request.id, None, None, books.balance)?;
-        insert_usage(db, &row, books.ts)?;
+        remember(db, account, &request.id, None, None, balance)?;
+        insert_usage(db, &row, ts)?;
     }
     db.execute("DELETE FROM flight", [])?;
     Ok(flights.len())

@@ -9,12 +9,14 @@ use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
 use super::*;
-use crate::billing::ledger::Kind;
+use crate::billing::ledger::{Expiry, Kind, Part, Place};
 use crate::billing::{Credits, Usage};
 use crate::store::{Attribution, Outcome, Source};
 
 mod examples;
 mod faults;
+mod lots;
+mod migration;
 mod model;
 mod pages;
 
@@ -85,15 +87,29 @@ impl Bench {
     }
 
     async fn grant(&self, kind: Kind, id: &str, amount: &str) -> Result<Granted, StoreError> {
-        let note = "by hand".into();
-        let grant =
-            Grant { account: account(), kind, amount: credits(amount), note, id: id.into() };
-        self.store.grant(grant).await
+        self.store.grant(granting(kind, id, amount)).await
+    }
+
+    /// Promotional credits that end after so long.
+    async fn promo(&self, id: &str, amount: &str, lasts: Millis) -> Result<Granted, StoreError> {
+        let lasts = Duration::from_millis(lasts.try_into().unwrap());
+        let grant = granting(Kind::Promo, id, amount);
+        self.store.grant(Grant { expires: Some(Expiry::After(lasts)), ..grant }).await
     }
 
     async fn entries(&self) -> Vec<Entry> {
         let filter = EntryFilter::default();
         self.store.entries(&account(), filter, ALL).await.unwrap().data
+    }
+
+    async fn lots(&self, filter: LotFilter) -> Vec<LotRow> {
+        self.store.lots(&account(), filter, ALL).await.unwrap().data
+    }
+
+    /// What each lot has left, by what granted it; in burn order, without empty ones.
+    async fn left(&self) -> Vec<(String, String)> {
+        let lots = self.lots(LotFilter::Usable).await;
+        lots.into_iter().map(|row| (row.source, row.lot.remaining.to_string())).collect()
     }
 
     async fn usage(&self) -> Vec<UsageRow> {
@@ -145,6 +161,27 @@ fn settlement(id: &str, charge: &str) -> Settlement {
     }
 }
 
+fn granting(kind: Kind, id: &str, amount: &str) -> Grant {
+    Grant {
+        account: account(),
+        kind,
+        amount: credits(amount),
+        expires: None,
+        note: "by hand".into(),
+        id: id.into(),
+    }
+}
+
+fn undo(of: &str, amount: Option<&str>, id: &str) -> Undo {
+    Undo {
+        account: account(),
+        of: of.into(),
+        amount: amount.map(credits),
+        note: "by hand".into(),
+        id: id.into(),
+    }
+}
+
 fn read_only(path: &Path) -> Connection {
     Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
 }
@@ -177,11 +214,47 @@ fn assert_sound(path: &Path) {
             OR balance_after <> balance_before + amount",
     );
     none(
-        "entries without exactly one operation",
-        "SELECT (SELECT count(*) FROM entry) - (SELECT count(*) FROM op WHERE seq IS NOT NULL)
+        "entries without exactly one operation, but those that only time makes",
+        "SELECT (SELECT count(*) FROM entry WHERE kind NOT IN ('expiry', 'forfeit'))
+              - (SELECT count(*) FROM op WHERE seq IS NOT NULL)
               + (SELECT count(*) FROM entry LEFT JOIN op
                  ON op.account = entry.account AND op.seq = entry.seq AND op.id = entry.ref
-                 WHERE op.id IS NULL OR op.balance <> entry.balance_after)",
+                 WHERE kind NOT IN ('expiry', 'forfeit')
+                   AND (op.id IS NULL OR op.balance <> entry.balance_after))",
+    );
+    none(
+        "accounts whose balance is not what their lots have left, or whose next expiry is not
+         the soonest of them",
+        "SELECT count(*) FROM account LEFT JOIN
+             (SELECT account, sum(remaining) AS remaining, min(expires_at) AS next
+              FROM lot WHERE remaining > 0 GROUP BY account) AS lots ON lots.account = account.id
+         WHERE coalesce(remaining, 0) <> max(balance, 0) OR next_expiry IS NOT next",
+    );
+    none(
+        "lots that are not what the parts of entries made them",
+        "SELECT count(*) FROM lot LEFT JOIN
+             (SELECT account, lot, sum(amount) AS sum FROM part
+              WHERE lot IS NOT NULL GROUP BY account, lot) AS parts
+             ON parts.account = lot.account AND parts.lot = lot.lot
+         WHERE coalesce(sum, 0) <> remaining
+            OR granted <> remaining + used + expired + to_debt + forfeited + reversed
+            OR source NOT IN (SELECT ref FROM entry
+                              WHERE entry.account = lot.account AND entry.seq = lot.seq)",
+    );
+    none(
+        "entries whose parts do not sum to their amount",
+        "SELECT count(*) FROM entry LEFT JOIN
+             (SELECT account, seq, sum(amount) AS sum FROM part GROUP BY account, seq) AS parts
+             ON parts.account = entry.account AND parts.seq = entry.seq
+         WHERE coalesce(sum, 0) <> amount",
+    );
+    none(
+        "entries of which more was undone than they booked",
+        "SELECT count(*) FROM entry JOIN
+             (SELECT account, undoes, sum(abs(amount)) AS undone FROM entry
+              WHERE undoes IS NOT NULL GROUP BY account, undoes) AS undone
+             ON undone.account = entry.account AND undone.undoes = entry.seq
+         WHERE undone > abs(amount)",
     );
     none(
         "requests charged otherwise than their entries say",

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use tokio::sync::oneshot;
 
+use super::changes::Sweep;
 use super::file::Lock;
 use super::operations::NoteFlights;
 use super::sql::Fault;
@@ -25,7 +26,7 @@ use crate::store::{Millis, StoreError};
 
 /// Operations of one commit.
 const BATCH: usize = 512;
-/// How often running requests are looked at.
+/// How often running requests and what is due are looked at.
 const TICK: Duration = Duration::from_millis(500);
 /// The first wait after a failed commit; it doubles up to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
@@ -189,6 +190,7 @@ impl Thread {
             if last_tick.elapsed() >= TICK {
                 last_tick = Instant::now();
                 self.note_long_runs();
+                self.sweep();
             }
             if matches!(gathered, Gathered::Go) {
                 if self.outage.as_ref().is_none_or(|outage| outage.retry_at <= Instant::now()) {
@@ -258,6 +260,22 @@ impl Thread {
             let operation = NoteFlights(flights);
             // Ahead of all, because the settlement that ends one of them may be waiting.
             self.waiting.push_front(Box::new(Pending { operation, outcome: None, reply }));
+        }
+    }
+
+    /// Writes off what has ended and closes what has come to its end. Only for the record:
+    /// every operation sees it anyway.
+    fn sweep(&mut self) {
+        if self.outage.is_some() {
+            return;
+        }
+        match Sweep::due(&self.db, &self.memory, (self.clock)()) {
+            Ok(None) => {}
+            Ok(Some(operation)) => {
+                let (reply, _) = oneshot::channel();
+                self.waiting.push_back(Box::new(Pending { operation, outcome: None, reply }));
+            }
+            Err(error) => tracing::warn!(%error, "what is due could not be read"),
         }
     }
 

@@ -1,0 +1,104 @@
+//! Lots as rows.
+
+use rusqlite::{Connection, Row, named_params, params};
+
+use super::sql::{Count, Word};
+use crate::billing::ledger::Lot;
+use crate::store::{AccountId, LotRow};
+
+/// Those that are not empty.
+pub(super) fn usable(db: &Connection, account: &AccountId) -> rusqlite::Result<Vec<Lot>> {
+    db.prepare_cached(
+        "SELECT * FROM lot INDEXED BY lot_usable WHERE account = ? AND remaining > 0",
+    )?
+    .query_map([account], Lot::read)?
+    .collect()
+}
+
+/// One, empty or not.
+pub(super) fn one(db: &Connection, account: &AccountId, number: u64) -> rusqlite::Result<Lot> {
+    db.prepare_cached("SELECT * FROM lot WHERE account = ? AND lot = ?")?
+        .query_row(params![account, Count(number)], Lot::read)
+}
+
+/// The number of the next one.
+pub(super) fn next(db: &Connection, account: &AccountId) -> rusqlite::Result<u64> {
+    db.prepare_cached("SELECT coalesce(max(lot), 0) + 1 FROM lot WHERE account = ?")?
+        .query_row([account], |row| row.get::<_, Count>(0))
+        .map(|Count(number)| number)
+}
+
+/// Writes a new one, granted by an entry.
+pub(super) fn insert(
+    db: &Connection,
+    account: &AccountId,
+    lot: &Lot,
+    seq: u64,
+    source: &str,
+) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "INSERT INTO lot (account, lot, kind, seq, source, effective_at, expires_at, granted,
+             remaining, used, expired, to_debt, forfeited, reversed)
+         VALUES (:account, :lot, :kind, :seq, :source, :effective_at, :expires_at, :granted,
+             :remaining, :used, :expired, :to_debt, :forfeited, :reversed)",
+    )?
+    .execute(named_params! {
+        ":account": account,
+        ":lot": Count(lot.number),
+        ":kind": Word(lot.class),
+        ":seq": Count(seq),
+        ":source": source,
+        ":effective_at": lot.effective_at,
+        ":expires_at": lot.expires_at,
+        ":granted": lot.granted,
+        ":remaining": lot.remaining,
+        ":used": lot.used,
+        ":expired": lot.expired,
+        ":to_debt": lot.to_debt,
+        ":forfeited": lot.forfeited,
+        ":reversed": lot.reversed,
+    })
+    .map(drop)
+}
+
+/// Writes what became of one.
+pub(super) fn update(db: &Connection, account: &AccountId, lot: &Lot) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "UPDATE lot SET remaining = ?, used = ?, expired = ?, forfeited = ?, reversed = ?
+         WHERE account = ? AND lot = ?",
+    )?
+    .execute(params![
+        lot.remaining,
+        lot.used,
+        lot.expired,
+        lot.forfeited,
+        lot.reversed,
+        account,
+        Count(lot.number),
+    ])
+    .map(drop)
+}
+
+impl Lot {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            number: row.get::<_, Count>("lot")?.0,
+            class: row.get::<_, Word<_>>("kind")?.0,
+            effective_at: row.get("effective_at")?,
+            expires_at: row.get("expires_at")?,
+            granted: row.get("granted")?,
+            remaining: row.get("remaining")?,
+            used: row.get("used")?,
+            expired: row.get("expired")?,
+            to_debt: row.get("to_debt")?,
+            forfeited: row.get("forfeited")?,
+            reversed: row.get("reversed")?,
+        })
+    }
+}
+
+impl LotRow {
+    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { lot: Lot::read(row)?, source: row.get("source")? })
+    }
+}

@@ -1,0 +1,139 @@
+-- The embedded store, schema 1. Amounts are whole nano-credits (10⁻⁹ of a credit), times are
+-- milliseconds since 1970 (UTC). The number of the schema is in `PRAGMA user_version`.
+--
+-- There are no foreign keys: accounts and keys are never deleted, and an operation has read
+-- its account before it writes.
+
+CREATE TABLE account (
+    id         TEXT PRIMARY KEY,
+    name       TEXT NOT NULL,
+    status     TEXT NOT NULL CHECK (status IN ('open', 'closing', 'closed')),
+    balance    INTEGER NOT NULL,
+    seq        INTEGER NOT NULL, -- of the last entry; 0: none yet
+    last_ts    INTEGER NOT NULL, -- of the last entry or usage row; time never steps back behind it
+    created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE key (
+    id         TEXT PRIMARY KEY,
+    hash       BLOB NOT NULL UNIQUE, -- SHA-256 of the whole key; the secret itself is nowhere
+    account    TEXT NOT NULL,
+    name       TEXT NOT NULL,
+    tag        TEXT,
+    models     TEXT NOT NULL, -- a JSON array
+    rejection  TEXT NOT NULL,
+    last4      TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER,
+    revoked_at INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX key_of_account ON key (account, created_at, id);
+
+-- The ledger. Rows are only ever added. `seq` is dense and `ts` never falls along it, so a time
+-- is found by bisection and needs no index.
+CREATE TABLE entry (
+    account       TEXT NOT NULL,
+    seq           INTEGER NOT NULL CHECK (seq > 0),
+    ts            INTEGER NOT NULL,
+    kind          TEXT NOT NULL,
+    amount        INTEGER NOT NULL,
+    balance_after INTEGER NOT NULL,
+    ref           TEXT NOT NULL,
+    note          TEXT,
+    PRIMARY KEY (account, seq)
+) STRICT, WITHOUT ROWID;
+-- Nearly every entry is a debit, and debits are found without an index.
+CREATE INDEX entry_of_kind ON entry (account, kind, seq) WHERE kind <> 'debit_ai';
+
+-- Operations that were done, so that each is done once.
+CREATE TABLE op (
+    account     TEXT NOT NULL,
+    id          TEXT NOT NULL,
+    fingerprint BLOB,             -- SHA-256 of the content; NULL: abandoned, may still be settled
+    seq         INTEGER,          -- its entry, if it made one
+    balance     INTEGER NOT NULL, -- after it
+    PRIMARY KEY (account, id)
+) STRICT, WITHOUT ROWID;
+
+-- One row a request.
+CREATE TABLE usage (
+    account           TEXT NOT NULL,
+    ts                INTEGER NOT NULL,
+    id                TEXT NOT NULL,
+    key               TEXT NOT NULL,
+    model             TEXT NOT NULL,
+    served_model      TEXT,
+    upstream          TEXT NOT NULL,
+    run               TEXT,
+    agent             TEXT,
+    session           TEXT,
+    origin            TEXT,
+    tag               TEXT,
+    input             INTEGER NOT NULL,
+    cached            INTEGER NOT NULL,
+    cache_creation_5m INTEGER NOT NULL,
+    cache_creation_1h INTEGER NOT NULL,
+    output            INTEGER NOT NULL,
+    reasoning         INTEGER NOT NULL, -- this and the next five are parts of the classes above
+    input_audio       INTEGER NOT NULL,
+    input_image       INTEGER NOT NULL,
+    cached_audio      INTEGER NOT NULL,
+    output_audio      INTEGER NOT NULL,
+    output_image      INTEGER NOT NULL,
+    calls             TEXT, -- a JSON object of counts
+    charge            INTEGER NOT NULL,
+    price_version     TEXT NOT NULL,
+    ttft_ms           INTEGER,
+    latency_ms        INTEGER NOT NULL,
+    stream            INTEGER NOT NULL,
+    outcome           TEXT NOT NULL,
+    source            TEXT NOT NULL,
+    http_status       INTEGER NOT NULL,
+    flags             TEXT NOT NULL,
+    PRIMARY KEY (account, ts, id)
+) STRICT, WITHOUT ROWID;
+-- One index a filter. What nearly every row has is left out: it is found without an index.
+CREATE INDEX usage_of_model ON usage (account, model, ts, id);
+CREATE INDEX usage_of_key ON usage (account, key, ts, id);
+CREATE INDEX usage_of_tag ON usage (account, tag, ts, id) WHERE tag IS NOT NULL;
+CREATE INDEX usage_of_origin ON usage (account, origin, ts, id) WHERE origin IS NOT NULL;
+CREATE INDEX usage_of_source ON usage (account, source, ts, id) WHERE source <> 'reported';
+CREATE INDEX usage_of_outcome ON usage (account, outcome, ts, id) WHERE outcome <> 'completed';
+
+-- Sums of `usage`, written in the step that writes the row. By the hour, because days of nearly
+-- every time zone are made of whole UTC hours.
+CREATE TABLE usage_hour (
+    account        TEXT NOT NULL,
+    hour           INTEGER NOT NULL, -- since 1970
+    model          TEXT NOT NULL,
+    key            TEXT NOT NULL,
+    tag            TEXT NOT NULL, -- empty: none
+    requests       INTEGER NOT NULL,
+    input          INTEGER NOT NULL,
+    cached         INTEGER NOT NULL,
+    cache_creation INTEGER NOT NULL,
+    output         INTEGER NOT NULL,
+    charge         INTEGER NOT NULL,
+    estimated      INTEGER NOT NULL,
+    PRIMARY KEY (account, hour, model, key, tag)
+) STRICT, WITHOUT ROWID;
+
+-- Requests that have run for a while and have not ended. What is found here at start was cut
+-- off with the process.
+CREATE TABLE flight (
+    account     TEXT NOT NULL,
+    id          TEXT NOT NULL,
+    key         TEXT NOT NULL,
+    model       TEXT NOT NULL,
+    admitted_at INTEGER NOT NULL,
+    PRIMARY KEY (account, id)
+) STRICT, WITHOUT ROWID;
+
+-- Objects at upstreams, such as stored responses, and the account that made them.
+CREATE TABLE owned (
+    account TEXT NOT NULL,
+    object  TEXT NOT NULL,
+    until   INTEGER NOT NULL,
+    PRIMARY KEY (account, object)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX owned_until ON owned (until);
