@@ -26,6 +26,7 @@ pub mod extract;
 pub mod health;
 pub mod keys;
 pub mod ledger;
+pub mod lots;
 pub mod openapi;
 pub mod prices;
 pub mod usage;
@@ -84,10 +85,14 @@ routes! {
     POST "/admin/v1/accounts" => accounts::create,
     GET "/admin/v1/accounts" => accounts::list,
     GET "/admin/v1/accounts/{account}" => accounts::show,
+    POST "/admin/v1/accounts/{account}/close" => accounts::close,
     POST "/admin/v1/accounts/{account}/keys" => keys::create,
     GET "/admin/v1/accounts/{account}/keys" => keys::list,
     DELETE "/admin/v1/accounts/{account}/keys/{key}" => keys::revoke,
     POST "/admin/v1/accounts/{account}/credits" => credits::grant,
+    POST "/admin/v1/accounts/{account}/refunds" => credits::refund,
+    POST "/admin/v1/accounts/{account}/reversals" => credits::reverse,
+    GET "/admin/v1/accounts/{account}/lots" => lots::list,
     GET "/admin/v1/accounts/{account}/ledger" => ledger::list,
     GET "/admin/v1/accounts/{account}/usage" => usage::list,
     GET "/admin/v1/accounts/{account}/usage/summary" => usage::summary,

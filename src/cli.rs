@@ -34,6 +34,7 @@ Examples:
   farebox account create team-a --name \"Team A\"
   farebox key create --name openclaw --models 'claude-*,gemini-3-flash'
   farebox credit add 20 --note \"invoice 17\" --idempotency-key inv17
+  farebox credit lots
   farebox usage summary --last 7d --by model
   farebox ledger list --json
 
@@ -298,6 +299,19 @@ mod tests {
             let with_note = ["farebox", "credit", verb, "5", "--note", "why"];
             assert!(Cli::try_parse_from(with_note).is_ok());
         }
+    }
+
+    #[test]
+    fn what_is_undone_needs_a_note_and_only_promotional_credits_take_an_expiry() {
+        let parses = |line: &str| Cli::try_parse_from(words(line)).is_ok();
+        for verb in ["refund req_1", "reverse inv17"] {
+            assert!(!parses(&format!("farebox credit {verb}")));
+            assert!(!parses(&format!("farebox credit {verb} --note x --amount 0")));
+            assert!(parses(&format!("farebox credit {verb} --note x --amount 0.1")));
+        }
+        assert!(!parses("farebox credit add 5 --note x --expires 30d"));
+        assert!(parses("farebox credit add 5 --note x --promotional"));
+        assert!(!parses("farebox account close"));
     }
 
     #[test]

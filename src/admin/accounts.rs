@@ -2,10 +2,11 @@
 
 use axum::Json;
 use axum::extract::State as Shared;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
+use super::credits::idempotency_key;
 use super::error::ErrorBody;
 use super::extract::{Body, Params, Target, page, short_text};
 use super::{Error, State};
@@ -97,6 +98,36 @@ pub async fn list(
 )]
 pub async fn show(target: Target) -> Json<Account> {
     Json(target.account)
+}
+
+/// Ends an account for good: no request and no credit is taken any more; once what runs is
+/// settled, what is left is forfeited. `closing` until then. Closing twice is closing once.
+///
+/// # Errors
+///
+/// No `Idempotency-Key`, one that was used for other content, or no such account.
+#[utoipa::path(
+    post, path = "/admin/v1/accounts/{account}/close", tag = "accounts",
+    params(
+        ("account" = String, Path, description = "Its id"),
+        ("Idempotency-Key" = String, Header, description = "Names this very operation"),
+    ),
+    responses(
+        (status = 200, description = "The account as it is now", body = Account),
+        (status = 400, description = "No `Idempotency-Key`", body = ErrorBody),
+        (status = 404, description = "No such account", body = ErrorBody),
+        (status = 409, description = "The key was used for other content", body = ErrorBody),
+    )
+)]
+pub async fn close(
+    Shared(state): Shared<State>,
+    target: Target,
+    headers: HeaderMap,
+) -> Result<Json<Account>, Error> {
+    let id = idempotency_key(&headers)?;
+    let account = state.store.close_account(&target.account.id, id).await?;
+    tracing::info!(account = %account.id, status = ?account.status, "account closed");
+    Ok(Json(account))
 }
 
 /// Whether a text has the shape of an account's id.

@@ -1,8 +1,10 @@
-//! Credits by the operator: the only way in which the control plane changes a balance.
+//! Credits by the operator, and what gives them back or takes them back. Nothing here pays
+//! out or moves credits between accounts.
 
 use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::{HeaderMap, StatusCode};
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -10,8 +12,9 @@ use super::error::ErrorBody;
 use super::extract::{Body, Target, short_text};
 use super::{Error, State};
 use crate::billing::Credits;
-use crate::billing::ledger::Kind;
-use crate::store::{Entry, Grant};
+use crate::billing::ledger::{Expiry, Kind};
+use crate::store::{Entry, Grant, Granted, Undo};
+use crate::time;
 
 const NOTE_CHARS: usize = 500;
 const ID_CHARS: usize = 128;
@@ -22,7 +25,7 @@ const REQUEST_PREFIX: &str = "req_";
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewGrant {
-    /// `topup` or `adjust`.
+    /// `topup`, `promotional` or `adjust`.
     kind: GrantKind,
     /// A decimal string with at most nine decimals; below zero only for `adjust`.
     #[schema(value_type = String, example = "5")]
@@ -30,15 +33,22 @@ pub struct NewGrant {
     /// Why; shown in the ledger. An adjustment needs one.
     #[serde(default)]
     note: String,
+    /// When promotional credits end: an RFC 3339 time or a date (UTC), or a length of time
+    /// such as `30d`. At the latest after twelve months, also if absent.
+    #[schema(example = "30d")]
+    expires: Option<String>,
 }
 
 /// The kinds of change that an operator makes.
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum GrantKind {
-    /// Usage credits, granted or bought.
+    /// Usage credits, granted or bought; they end after twelve months.
     #[serde(alias = "usage")]
     Topup,
+    /// Credits given free.
+    #[serde(alias = "promo")]
+    Promotional,
     /// A correction, either way.
     Adjust,
 }
@@ -86,44 +96,172 @@ pub async fn grant(
 ) -> Result<(StatusCode, Json<GrantedEntry>), Error> {
     let id = idempotency_key(&headers)?;
     let grant = valid_grant(&target, new, id)?;
-    let granted = state.store.grant(grant).await?;
-    let (entry, duplicate) = (granted.entry, granted.duplicate);
+    Ok(answer(&target, state.store.grant(grant).await?))
+}
+
+/// A charge to be given back.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewRefund {
+    /// The request that was charged.
+    #[schema(example = "req_01k5m7q3")]
+    request: String,
+    /// Above zero; what is left of the charge if absent.
+    #[schema(value_type = Option<String>)]
+    amount: Option<Credits>,
+    /// Why; shown in the ledger.
+    note: String,
+}
+
+/// Gives back what a request was charged, or a part of it, to where it came from. Parts of
+/// lots that have ended since come back as new ones. `Idempotency-Key` as for credits.
+///
+/// # Errors
+///
+/// As for credits; no such request, or more than it was charged.
+#[utoipa::path(
+    post, path = "/admin/v1/accounts/{account}/refunds", tag = "credits",
+    request_body = NewRefund,
+    params(
+        ("account" = String, Path, description = "Whose balance"),
+        ("Idempotency-Key" = String, Header, description = "Names this very operation"),
+    ),
+    responses(
+        (status = 201, description = "Booked", body = GrantedEntry),
+        (status = 200, description = "Booked before; nothing changed", body = GrantedEntry),
+        (status = 400, description = "Not a valid refund", body = ErrorBody),
+        (status = 404, description = "No such account, or no such charge in it", body = ErrorBody),
+        (status = 409, description = "The key was used for other content", body = ErrorBody),
+        (status = 422, description = "More than was charged", body = ErrorBody),
+    )
+)]
+pub async fn refund(
+    Shared(state): Shared<State>,
+    target: Target,
+    headers: HeaderMap,
+    Body(new): Body<NewRefund>,
+) -> Result<(StatusCode, Json<GrantedEntry>), Error> {
+    let NewRefund { request, amount, note } = new;
+    let undo = valid_undo(&target, ("request", request), amount, note, &headers)?;
+    Ok(answer(&target, state.store.refund(undo).await?))
+}
+
+/// A payment to be taken back.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewReversal {
+    /// The `ref` of the top-up, which is the `Idempotency-Key` it was booked with.
+    payment: String,
+    /// Above zero; what is left of the payment if absent.
+    #[schema(value_type = Option<String>)]
+    amount: Option<Credits>,
+    /// Why; shown in the ledger.
+    note: String,
+}
+
+/// Takes back a top-up whose payment was taken back (a chargeback): from its own credits
+/// first, then as a debit. `Idempotency-Key` as for credits.
+///
+/// # Errors
+///
+/// As for credits; no such payment, or more than it was.
+#[utoipa::path(
+    post, path = "/admin/v1/accounts/{account}/reversals", tag = "credits",
+    request_body = NewReversal,
+    params(
+        ("account" = String, Path, description = "Whose balance"),
+        ("Idempotency-Key" = String, Header, description = "Names this very operation"),
+    ),
+    responses(
+        (status = 201, description = "Booked", body = GrantedEntry),
+        (status = 200, description = "Booked before; nothing changed", body = GrantedEntry),
+        (status = 400, description = "Not a valid reversal", body = ErrorBody),
+        (status = 404, description = "No such account, or no such payment in it", body = ErrorBody),
+        (status = 409, description = "The key was used for other content", body = ErrorBody),
+        (status = 422, description = "More than was paid", body = ErrorBody),
+    )
+)]
+pub async fn reverse(
+    Shared(state): Shared<State>,
+    target: Target,
+    headers: HeaderMap,
+    Body(new): Body<NewReversal>,
+) -> Result<(StatusCode, Json<GrantedEntry>), Error> {
+    let NewReversal { payment, amount, note } = new;
+    let undo = valid_undo(&target, ("payment", payment), amount, note, &headers)?;
+    Ok(answer(&target, state.store.reverse(undo).await?))
+}
+
+fn answer(target: &Target, granted: Granted) -> (StatusCode, Json<GrantedEntry>) {
+    let Granted { entry, duplicate } = granted;
     tracing::info!(
         account = %target.account.id, seq = entry.seq, kind = entry.kind.name(),
         amount = %entry.amount, duplicate, "credits changed"
     );
     let status = if duplicate { StatusCode::OK } else { StatusCode::CREATED };
-    Ok((status, Json(GrantedEntry { entry, duplicate })))
+    (status, Json(GrantedEntry { entry, duplicate }))
+}
+
+fn valid_undo(
+    target: &Target,
+    (param, of): (&'static str, String),
+    amount: Option<Credits>,
+    note: String,
+    headers: &HeaderMap,
+) -> Result<Undo, Error> {
+    let id = idempotency_key(headers)?;
+    if amount.is_some_and(|amount| !amount.is_positive()) {
+        let problem = "must be above zero".to_owned();
+        return Err(Error::InvalidParameter { param: "amount", problem });
+    }
+    let of = short_text(param, of, ID_CHARS)?;
+    let note = short_text("note", note, NOTE_CHARS)?;
+    Ok(Undo { account: target.account.id.clone(), of, amount, note, id })
 }
 
 fn valid_grant(target: &Target, new: NewGrant, id: String) -> Result<Grant, Error> {
     let amount_problem =
         |problem: &str| Error::InvalidParameter { param: "amount", problem: problem.to_owned() };
     let kind = match new.kind {
-        GrantKind::Topup if !new.amount.is_positive() => {
+        GrantKind::Topup | GrantKind::Promotional if !new.amount.is_positive() => {
             return Err(amount_problem("must be above zero; `adjust` takes credits away"));
         }
         GrantKind::Adjust if new.amount == Credits::ZERO => {
             return Err(amount_problem("must not be zero"));
         }
         GrantKind::Topup => Kind::Topup,
+        GrantKind::Promotional => Kind::Promo,
         GrantKind::Adjust => Kind::Adjust,
     };
     let note = match (kind, new.note.is_empty()) {
-        (Kind::Topup, true) => new.note,
+        (Kind::Topup | Kind::Promo, true) => new.note,
         _ => short_text("note", new.note, NOTE_CHARS)?,
     };
-    Ok(Grant {
-        account: target.account.id.clone(),
-        kind,
-        amount: new.amount,
-        expires: None,
-        note,
-        id,
+    let expires = match (kind, new.expires) {
+        (_, None) => None,
+        (Kind::Promo, Some(text)) => Some(expiry(&text)?),
+        _ => {
+            let problem = "is for promotional credits; others end after twelve months".to_owned();
+            return Err(Error::InvalidParameter { param: "expires", problem });
+        }
+    };
+    Ok(Grant { account: target.account.id.clone(), kind, amount: new.amount, expires, note, id })
+}
+
+/// An expiry as the text says it. A length of time counts from when it is booked, by the
+/// clock of the store.
+fn expiry(text: &str) -> Result<Expiry, Error> {
+    let length = time::parse_duration(text).map(Expiry::After);
+    let at = || time::parse(text, &TimeZone::UTC).map(Expiry::At);
+    length.or_else(at).ok_or_else(|| {
+        let problem = "must be an RFC 3339 time such as 2026-12-31T00:00:00Z, a date, or a time \
+            such as 30d";
+        Error::InvalidParameter { param: "expires", problem: problem.to_owned() }
     })
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<String, Error> {
+/// What names the operation; the same in every repetition.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<String, Error> {
     let mut given = headers.get_all("idempotency-key").iter();
     let (Some(value), None) = (given.next(), given.next()) else {
         return Err(Error::IdempotencyKeyMissing);

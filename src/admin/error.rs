@@ -175,6 +175,10 @@ impl From<StoreError> for Error {
         match error {
             StoreError::NotFound(what) => Self::ObjectNotFound(what),
             StoreError::Conflict(why) => Self::Conflict(why),
+            StoreError::Ledger(LedgerError::ExpiryPast) => Self::InvalidParameter {
+                param: "expires",
+                problem: "must lie in the future".to_owned(),
+            },
             StoreError::Ledger(why) => Self::NotBooked(why),
             StoreError::Unavailable(why) => Self::LedgerUnavailable(why),
         }

@@ -7,6 +7,7 @@ use super::PageArgs;
 use super::context::Context;
 use super::failure::{Exit, Failure};
 use super::table::{Align, Table, amounts};
+use crate::billing::Credits;
 use crate::store::{Account, Rows, Status};
 
 /// What to do with accounts.
@@ -30,6 +31,15 @@ pub enum AccountCommand {
     Show {
         /// Its id (default: that of --account)
         id: Option<String>,
+    },
+    /// End an account for good: what is left of its credits is lost
+    #[command(after_help = "Example:\n  farebox account close team-a")]
+    Close {
+        /// Its id
+        id: String,
+        /// Names this very operation (made if absent)
+        #[arg(long, value_name = "TEXT")]
+        idempotency_key: Option<String>,
     },
 }
 
@@ -70,6 +80,21 @@ pub async fn run(context: &Context, command: AccountCommand) -> Result<String, F
             let id = id.as_ref().unwrap_or(&context.account);
             let answer = context.client.get(&["accounts", id], &[]).await?;
             context.show(&answer, |account: Account| table(context, &[account]))
+        }
+        AccountCommand::Close { id, idempotency_key } => {
+            let path = ["accounts", &id];
+            let balance = context.client.get(&path, &[]).await?.read::<Account>()?.balance;
+            let lost = balance.max(Credits::ZERO);
+            context.confirm(&format!("Close {id} for good and forfeit {lost} credits?"))?;
+            let key = idempotency_key.unwrap_or_else(super::credit::new_id);
+            let path = ["accounts", &id, "close"];
+            let answer = context.client.post(&path, &json!({}), Some(&key)).await?;
+            context.show(&answer, |account: Account| {
+                if account.status == Status::Closing {
+                    context.note("closed as soon as the requests that run are settled");
+                }
+                table(context, &[account])
+            })
         }
     }
 }

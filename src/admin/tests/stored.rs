@@ -37,9 +37,14 @@ impl Stored {
 
     /// Changes the balance of `default`.
     async fn change(&self, id: &str, body: Value) -> Reply {
+        self.book("credits", id, body).await
+    }
+
+    /// Books something on `default`.
+    async fn book(&self, route: &str, id: &str, body: Value) -> Reply {
         let headers = format!("Content-Type: application/json\r\nIdempotency-Key: {id}\r\n");
-        let path = "/admin/v1/accounts/default/credits";
-        self.control.ask("POST", path, &headers, &body.to_string()).await
+        let path = format!("/admin/v1/accounts/default/{route}");
+        self.control.ask("POST", &path, &headers, &body.to_string()).await
     }
 
     /// A request that has ended.
@@ -173,6 +178,98 @@ async fn an_adjustment_may_leave_the_balance_below_zero() {
 }
 
 #[tokio::test]
+async fn promotional_credits_end_as_asked_and_are_listed_before_bought_ones() {
+    let farebox = Stored::start().await;
+    farebox.change("pay", json!({ "kind": "topup", "amount": "5" })).await;
+    let gift = json!({ "kind": "promotional", "amount": "1", "expires": "30d" });
+    let entry = farebox.change("gift", gift.clone()).await.json();
+    assert_eq!((&entry["kind"], &entry["balance_after"]), (&json!("promo"), &json!("6")));
+    assert_eq!(entry["parts"], json!([{ "lot": 2, "amount": "1" }]));
+    // A length of time is the same request whenever it is repeated.
+    assert_eq!(farebox.change("gift", gift).await.status, 200);
+
+    let lots = farebox.get("accounts/default/lots").await;
+    assert_eq!((&lots["data"][0]["lot"], &lots["data"][0]["kind"]), (&json!(2), &json!("promo")));
+    assert_eq!(
+        (&lots["data"][1]["source"], &lots["data"][1]["remaining"]),
+        (&json!("pay"), &json!("5"))
+    );
+    for (body, param) in [
+        (json!({ "kind": "promotional", "amount": "1", "expires": "soon" }), "expires"),
+        (json!({ "kind": "promotional", "amount": "1", "expires": "2020-01-01" }), "expires"),
+        (json!({ "kind": "promotional", "amount": "-1" }), "amount"),
+        (json!({ "kind": "topup", "amount": "1", "expires": "30d" }), "expires"),
+    ] {
+        let reply = farebox.change("bad", body.clone()).await;
+        assert_eq!((reply.status, &reply.json()["error"]["param"]), (400, &json!(param)), "{body}");
+    }
+    assert_eq!(farebox.get("accounts/default").await["balance"], "6");
+}
+
+#[tokio::test]
+async fn a_charge_is_given_back_once_and_never_more_than_it_was() {
+    let farebox = Stored::start().await;
+    farebox.change("pay", json!({ "kind": "topup", "amount": "1" })).await;
+    farebox.settle("req_1", "a", "0.4").await;
+    let part = json!({ "request": "req_1", "amount": "0.1", "note": "bad reply" });
+    for (status, duplicate) in [(201, false), (200, true)] {
+        let reply = farebox.book("refunds", "back", part.clone()).await;
+        assert_eq!((reply.status, &reply.json()["duplicate"]), (status, &json!(duplicate)));
+        assert_eq!(reply.json()["parts"], json!([{ "lot": 1, "amount": "0.1" }]));
+        assert_eq!(reply.json()["undoes"], 2);
+    }
+    let other = json!({ "request": "req_1", "note": "bad reply" });
+    let reply = farebox.book("refunds", "back", other.clone()).await;
+    assert_eq!((reply.status, reply.code().as_str()), (409, "conflict"));
+    assert_eq!(farebox.book("refunds", "rest", other.clone()).await.json()["amount"], "0.3");
+    assert_eq!(farebox.book("refunds", "more", other).await.status, 422);
+    let unknown = json!({ "request": "req_2", "note": "x" });
+    assert_eq!(farebox.book("refunds", "none", unknown).await.status, 404);
+    for bad in
+        [json!({ "request": "req_1" }), json!({ "request": "req_1", "amount": "0", "note": "x" })]
+    {
+        assert_eq!(farebox.book("refunds", "bad", bad).await.status, 400);
+    }
+    assert_eq!(farebox.get("accounts/default").await["balance"], "1");
+}
+
+#[tokio::test]
+async fn a_payment_that_was_taken_back_is_taken_back_once() {
+    let farebox = Stored::start().await;
+    farebox.change("pay", json!({ "kind": "topup", "amount": "5" })).await;
+    farebox.settle("req_1", "a", "1.5").await;
+    let body = json!({ "payment": "pay", "note": "dispute" });
+    let entry = farebox.book("reversals", "dispute", body.clone()).await.json();
+    assert_eq!((&entry["kind"], &entry["amount"]), (&json!("payment_reversal"), &json!("-5")));
+    let parts = json!([{ "lot": 1, "amount": "-3.5" }, { "lot": null, "amount": "-1.5" }]);
+    assert_eq!(entry["parts"], parts);
+    assert_eq!(farebox.book("reversals", "dispute", body).await.status, 200);
+    let charge = json!({ "payment": "req_1", "note": "x" });
+    assert_eq!(farebox.book("reversals", "no payment", charge).await.status, 404);
+    assert_eq!(farebox.get("accounts/default").await["balance"], "-1.5");
+}
+
+#[tokio::test]
+async fn a_closed_account_forfeits_what_is_left_and_takes_nothing_more() {
+    let farebox = Stored::start().await;
+    farebox.change("pay", json!({ "kind": "topup", "amount": "5" })).await;
+    let missing = farebox.post("accounts/default/close", json!({})).await;
+    assert_eq!(missing.code(), "idempotency_key_missing");
+    assert_eq!(farebox.book("close", "pay", json!({})).await.status, 409);
+    for _ in 0..2 {
+        let closed = farebox.book("close", "end", json!({})).await;
+        assert_eq!((closed.status, &closed.json()["status"]), (200, &json!("closed")));
+        assert_eq!(closed.json()["balance"], "0");
+    }
+    let refused = farebox.change("more", json!({ "kind": "topup", "amount": "5" })).await;
+    assert_eq!((refused.status, refused.code().as_str()), (409, "conflict"));
+    let ledger = farebox.get("accounts/default/ledger?kind=forfeit").await;
+    assert_eq!(ledger["data"][0]["amount"], "-5");
+    assert_eq!(farebox.get("accounts/default/lots").await["data"], json!([]));
+    assert_eq!(farebox.get("accounts/default/lots?all=true").await["data"][0]["forfeited"], "5");
+}
+
+#[tokio::test]
 async fn usage_is_listed_page_by_page_and_each_request_once() {
     let farebox = Stored::start().await;
     for n in 0..5 {
@@ -195,7 +292,9 @@ async fn usage_is_listed_page_by_page_and_each_request_once() {
 #[tokio::test]
 async fn a_cursor_that_no_page_gave_is_an_error_of_the_caller() {
     let farebox = Stored::start().await;
-    for path in ["accounts", "accounts/default/usage", "accounts/default/ledger"] {
+    for path in
+        ["accounts", "accounts/default/usage", "accounts/default/ledger", "accounts/default/lots"]
+    {
         let path = format!("/admin/v1/{path}?cursor=%00nonsense");
         let status = farebox.control.get(&path).await.status;
         assert!((200..500).contains(&status), "{path}: {status}");
