@@ -6,18 +6,23 @@ use super::sql::{Count, Word};
 use crate::billing::ledger::Lot;
 use crate::store::{AccountId, LotRow};
 
+/// The columns of [`Lot::read`], in its order: they are read with every debit, and to look
+/// each up by its name would cost more than to read it.
+pub(super) const COLUMNS: &str = "lot, kind, effective_at, expires_at, granted, remaining, used, \
+    expired, to_debt, forfeited, reversed";
+
 /// Those that are not empty.
 pub(super) fn usable(db: &Connection, account: &AccountId) -> rusqlite::Result<Vec<Lot>> {
-    db.prepare_cached(
-        "SELECT * FROM lot INDEXED BY lot_usable WHERE account = ? AND remaining > 0",
-    )?
+    db.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM lot INDEXED BY lot_usable WHERE account = ? AND remaining > 0"
+    ))?
     .query_map([account], Lot::read)?
     .collect()
 }
 
 /// One, empty or not.
 pub(super) fn one(db: &Connection, account: &AccountId, number: u64) -> rusqlite::Result<Lot> {
-    db.prepare_cached("SELECT * FROM lot WHERE account = ? AND lot = ?")?
+    db.prepare_cached(&format!("SELECT {COLUMNS} FROM lot WHERE account = ? AND lot = ?"))?
         .query_row(params![account, Count(number)], Lot::read)
 }
 
@@ -82,22 +87,23 @@ pub(super) fn update(db: &Connection, account: &AccountId, lot: &Lot) -> rusqlit
 impl Lot {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
-            number: row.get::<_, Count>("lot")?.0,
-            class: row.get::<_, Word<_>>("kind")?.0,
-            effective_at: row.get("effective_at")?,
-            expires_at: row.get("expires_at")?,
-            granted: row.get("granted")?,
-            remaining: row.get("remaining")?,
-            used: row.get("used")?,
-            expired: row.get("expired")?,
-            to_debt: row.get("to_debt")?,
-            forfeited: row.get("forfeited")?,
-            reversed: row.get("reversed")?,
+            number: row.get::<_, Count>(0)?.0,
+            class: row.get::<_, Word<_>>(1)?.0,
+            effective_at: row.get(2)?,
+            expires_at: row.get(3)?,
+            granted: row.get(4)?,
+            remaining: row.get(5)?,
+            used: row.get(6)?,
+            expired: row.get(7)?,
+            to_debt: row.get(8)?,
+            forfeited: row.get(9)?,
+            reversed: row.get(10)?,
         })
     }
 }
 
 impl LotRow {
+    /// Of [`COLUMNS`] and `source`.
     pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self { lot: Lot::read(row)?, source: row.get("source")? })
     }

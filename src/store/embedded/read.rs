@@ -184,16 +184,17 @@ pub(super) fn lots_page(
     now: Millis,
     limit: u32,
 ) -> Result<Select, StoreError> {
+    let select = format!("SELECT {}, source FROM lot", lots::COLUMNS);
     let number = |text: &str| text.parse::<i64>().map_err(|_| no_page());
     match filter {
         LotFilter::All => {
-            let mut select = Select::of("SELECT * FROM lot WHERE account = ?", account);
+            let mut select = Select::of(format!("{select} WHERE account = ?"), account);
             select.and("lot < ?", cursor.map_or(Ok(i64::MAX), number)?);
             select.page("lot DESC", limit);
             Ok(select)
         }
         LotFilter::Usable => {
-            let sql = "SELECT * FROM lot INDEXED BY lot_usable WHERE account = ? AND remaining > 0";
+            let sql = format!("{select} INDEXED BY lot_usable WHERE account = ? AND remaining > 0");
             let mut select = Select::of(sql, account);
             select.and("expires_at > ?", now);
             if let Some(cursor) = cursor {
