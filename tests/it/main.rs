@@ -4,5 +4,10 @@
 //! tests. Nothing of Farebox itself is replaced: what these tests see, a client sees.
 
 mod cases;
+mod crash;
+mod cuts;
+mod disk;
 mod harness;
+mod reload;
+mod shutdown;
 mod support;

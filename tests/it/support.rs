@@ -8,8 +8,10 @@
 
 pub mod account;
 pub mod answer;
+pub mod books;
 pub mod edits;
 pub mod http;
+pub mod load;
 pub mod prices;
 pub mod proxy;
 pub mod raw;
