@@ -176,7 +176,13 @@ async fn answer(
     }
     let bill = admit(ctx, &key, &head.headers, &call, started).await?;
     let client = bill.client();
-    Surviving::of_client(ctx, client, exchange(Arc::clone(ctx), call, bill)).await
+    let exchange = Surviving::of_client(ctx, client, exchange(Arc::clone(ctx), call, bill));
+    tokio::select! {
+        biased;
+        reply = exchange => reply,
+        // Nothing has been said to the client yet; dropped, the bill settles itself.
+        () = ctx.stop.cancelled() => Err(Error::Draining),
+    }
 }
 
 /// A request that is understood and has somewhere to go.

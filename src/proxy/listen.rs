@@ -26,6 +26,9 @@ use tower::{ServiceBuilder, ServiceExt, service_fn};
 use super::error::Error;
 use super::{Context, Reply, serve};
 
+/// How long clients may take for the end of their replies when the process stops.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// Accepts connections until `closing`, then lets those that are open come to their end.
 ///
 /// What knows nothing of billing stands before the steps of a request: at most `max_pending`
@@ -85,14 +88,15 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
         });
     }
     drop(listener);
+    let mut ended = std::pin::pin!(graceful.shutdown());
     tokio::select! {
-        () = graceful.shutdown() => {}
+        () = &mut ended => {}
         () = ctx.stop.cancelled() => {
-            // Streams were told that they end; give their last events a moment to go out.
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            // Every reply ends now; their last words go out to those who take them.
+            tokio::time::timeout(LAST_WORDS, ended).await.ok();
         }
     }
-    // What still waits for an upstream is dropped here, and its bill settles itself.
+    // What is still here is dropped, and its bill settles itself.
     running.shutdown().await;
 }
 

@@ -1,6 +1,8 @@
 //! SIGTERM and SIGINT: no new work, what runs goes on to its end, and when patience ends
 //! too, everything is settled from what is known.
 
+use tokio::task::JoinHandle;
+
 use crate::support::account::{Account, chat};
 use crate::support::answer::Answer;
 use crate::support::http::{Call, Reply, Stream};
@@ -111,7 +113,7 @@ async fn when_its_patience_ends_streams_are_broken_off_and_settled_from_what_is_
     for reply in read_all(streams).await {
         assert_broken_off(&reply);
     }
-    assert!(waiting.await.unwrap().is_err(), "no reply is made up");
+    assert_refused(&waiting.await.unwrap());
     assert_eq!(proxy.exit().await.code(), Some(0));
     assert_all_settled(&mut proxy, &account).await;
 }
@@ -130,23 +132,25 @@ async fn a_second_signal_ends_at_once_and_still_settles() {
         for reply in read_all(streams).await {
             assert_broken_off(&reply);
         }
-        assert!(waiting.await.unwrap().is_err(), "no reply is made up");
+        assert_refused(&waiting.await.unwrap());
         assert_eq!(proxy.exit().await.code(), Some(0));
         assert_all_settled(&mut proxy, &account).await;
     }
 }
 
-type Waiting = tokio::task::JoinHandle<Result<u16, String>>;
-
 /// A request that has reached the upstream, which has not begun to answer.
-async fn waiting_for_its_head(account: &Account, upstream: &Upstream) -> Waiting {
+async fn waiting_for_its_head(account: &Account, upstream: &Upstream) -> JoinHandle<Reply> {
     let before = upstream.exchanges().len();
     let call = account.call("/v1/chat/completions", &chat("other", "Hi"));
-    let waiting = tokio::spawn(async move {
-        call.try_send().await.map(|reply| reply.status).map_err(|error| error.to_string())
-    });
+    let waiting = tokio::spawn(call.reply());
     upstream.received(before + 1).await;
     waiting
+}
+
+/// Told to come again, where another process may answer.
+fn assert_refused(reply: &Reply) {
+    assert_eq!((reply.status, reply.code().as_str()), (503, "draining"), "{reply:?}");
+    assert_eq!(reply.header("retry-after"), Some("1"));
 }
 
 /// After a restart: every stream was charged for what was delivered, the request that
