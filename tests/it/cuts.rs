@@ -2,7 +2,6 @@
 //! follows from what had been said by then, and the books add up.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use farebox::billing::Credits;
 use serde::Deserialize;

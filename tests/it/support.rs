@@ -24,7 +24,7 @@ use std::time::Duration;
 use farebox::billing::Credits;
 
 /// Longest wait for anything that should happen at once: generous, as machines are shared.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An amount, such as `credits("4.9")`.
 pub fn credits(text: &str) -> Credits {
