@@ -84,7 +84,7 @@ async fn killed_a_hundred_times_under_load_nothing_complete_is_free_and_nothing_
         all.extend(seen);
     }
 
-    let billed = billed(&upstream);
+    let billed = billed(&upstream).await;
     let complete: Vec<_> = all.iter().filter(|one| one.complete).collect();
     for one in &complete {
         let debit = books.debits[one.id.as_ref().expect("a reply has an id")];
@@ -176,7 +176,7 @@ async fn stopped_and_continued_under_load_it_loses_and_doubles_nothing() {
     account.settled().await;
     let mut books = Books::of(&proxy.store(), &account.id);
     books.read_on();
-    let billed = billed(&upstream);
+    let billed = billed(&upstream).await;
     for one in &seen {
         assert!(one.complete, "{one:?}");
         let id = one.id.as_ref().expect("a reply has an id");

@@ -98,8 +98,10 @@ pub fn vary(upstream: &Upstream) {
     });
 }
 
-/// What the upstream's own books say that each request costs, by its prompt.
-pub fn billed(upstream: &Upstream) -> HashMap<String, Credits> {
+/// What the upstream's own books say that each request costs, by its prompt, once it has
+/// entered all of them.
+pub async fn billed(upstream: &Upstream) -> HashMap<String, Credits> {
+    upstream.when("the upstream's books", |all| all.iter().all(|one| one.ending.is_some())).await;
     let all = upstream.exchanges().into_iter();
     let billed = all.filter_map(|exchange| {
         let bill = exchange.bill?;
