@@ -279,3 +279,27 @@ fn check(
     // A stream that is cut never costs more than the whole, but for the estimator's slack.
     is(row.charge <= full || row.source == "estimated", "more than the whole reply costs")
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_that_lasts_too_long_is_ended_even_if_its_client_is_what_makes_it_last() {
+    let upstream = Upstream::start().await;
+    let delta = json!({ "choices": [{ "index": 0, "delta": { "content": "a ".repeat(8192) } }] });
+    let event = format!("data: {delta}\n\n");
+    // More than a client takes that stops for a moment after each event.
+    upstream.next(Script::events((0..10_000).map(|_| (event.clone(), 1))));
+    let proxy = Setup::before(&upstream).setting("total_timeout", "\"1s\"").start().await;
+    let account = proxy.default_account();
+    let mut stream = account.stream_chat("Hi").await;
+    let reading = tokio::spawn(async move {
+        while let Some(Ok(_)) = stream.next().await {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    });
+    upstream.ended(1).await;
+    reading.abort();
+    account.settled().await;
+    let row = account.last_usage().await;
+    assert_eq!((row.outcome.as_str(), row.source.as_str()), ("upstream_cut", "estimated"));
+    assert!(row.output_tokens > 0 && row.charge > credits("0"));
+    account.check_books().await;
+}

@@ -163,6 +163,31 @@ async fn a_reply_whose_debit_cannot_be_written_ends_in_an_error_and_is_debited_l
     account.check_books().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn told_to_end_on_a_full_disk_it_says_what_is_lost_and_shows_no_reply_complete() {
+    let (upstream, gate) = gated_upstream().await;
+    let setup = limited(&upstream).setting("drain_timeout", "\"100ms\"");
+    let mut proxy = setup.start().await;
+    let account = proxy.default_account();
+    let mut stream = account.stream_chat("Hi").await;
+    stream.until("Hello").await;
+    set_full(&proxy, true);
+    gate.open_all();
+    readiness(&proxy, 503).await;
+    proxy.signal("TERM");
+    let reply = stream.rest().await;
+    assert!(!reply.complete && !reply.text().contains("[DONE]"), "{reply:?}");
+    assert_ne!(proxy.exit().await.code(), Some(0));
+    let said = proxy.output();
+    assert!(said.contains(" operations cannot be written"), "{said}");
+
+    proxy.restart().await;
+    let mut books = Books::of(&proxy.store(), &account.id);
+    books.read_on();
+    assert!(books.debits.is_empty());
+    account.check_books().await;
+}
+
 /// A small file system that only the program sees; the test goes by `/proc`.
 struct SmallDisk {
     dir: PathBuf,
