@@ -3,6 +3,7 @@
 //! One test binary. [`support`] starts the parts; every other module is a subject with its
 //! tests. Nothing of Farebox itself is replaced: what these tests see, a client sees.
 
+mod billing;
 mod cases;
 mod harness;
 mod support;

@@ -9,6 +9,7 @@
 pub mod account;
 pub mod answer;
 pub mod edits;
+pub mod forms;
 pub mod http;
 pub mod prices;
 pub mod proxy;
