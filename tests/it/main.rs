@@ -6,4 +6,7 @@
 mod billing;
 mod cases;
 mod harness;
+mod settlement;
+mod streams;
 mod support;
+mod upstreams;

@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 
 use super::account::Account;
 use super::http::{Call, Reply};
+use super::proxy::Proxy;
+use super::raw::Raw;
 
 /// A request that asks for text.
 #[derive(Clone, Debug)]
@@ -97,5 +99,18 @@ impl Form {
     /// Asks and reads the whole reply.
     pub async fn ask(&self, account: &Account) -> Reply {
         self.call(account).reply().await
+    }
+
+    /// Sends the request over a connection that the test reads, or closes, by itself.
+    pub async fn send_raw(&self, proxy: &Proxy, account: &Account) -> Raw {
+        let (path, key, body) = (self.path, &account.key, self.body.to_string());
+        let mut raw = Raw::connect(&proxy.url()).await;
+        raw.write(format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+        .await;
+        raw
     }
 }
