@@ -3,9 +3,12 @@
 //! One test binary. [`support`] starts the parts; every other module is a subject with its
 //! tests. Nothing of Farebox itself is replaced: what these tests see, a client sees.
 
+mod admission;
 mod billing;
 mod cases;
+mod endpoints;
 mod harness;
+mod pricing;
 mod settlement;
 mod streams;
 mod support;
