@@ -241,6 +241,8 @@ async fn only_the_account_that_made_a_response_may_build_on_it() {
     let key = owner.new_key(&json!({ "name": "second" })).await;
     next(&made).ask(&owner.with_key(&key)).await.expect(200);
 
+    let nothing = forms::responses().with("previous_response_id", Value::Null);
+    nothing.with("conversation", Value::Null).ask(&stranger).await.expect(200);
     for conversation in [json!("conv_1"), json!({ "id": "conv_1" })] {
         let form = forms::responses().with("conversation", conversation);
         assert_eq!(form.ask(&owner).await.expect(404).code(), "object_not_found");
@@ -273,6 +275,90 @@ async fn a_response_that_its_client_left_is_owned_all_the_same() {
     owner.settled().await;
     let id = json!("resp_scripted00000000000000000000");
     forms::responses().with("previous_response_id", id).ask(&owner).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_model_is_asked_for_by_any_of_its_names_and_billed_by_its_own() {
+    let upstream = Upstream::start().await;
+    let entry = |name: &str, upstream: &str| {
+        format!(
+            "[models.\"{name}\"]\nupstream = \"{upstream}\"\nupstream_model = \"vendor-{name}\"\n\
+             aliases = [\"{name}-latest\"]\ninput = \"10\"\noutput = \"20\"\n"
+        )
+    };
+    let models = ["openai", "anthropic", "gemini"].map(|kind| entry(&format!("our-{kind}"), kind));
+    let proxy = Setup::before(&upstream).prices(&models.concat()).start().await;
+    let account = proxy.account_with(credits("1")).await;
+    let gemini = |model: &str, action: &str| {
+        let body = forms::all()[4].body.clone();
+        (format!("/v1beta/models/{model}:{action}"), body)
+    };
+    for name in ["our-gemini", "our-gemini-latest"] {
+        for action in ["generateContent", "streamGenerateContent?alt=sse"] {
+            let (path, body) = gemini(name, action);
+            let reply = account.post(&path, &body).await.expect(200);
+            assert!(reply.text().contains("vendor-our-gemini"));
+            let received = upstream.last().request;
+            assert_eq!(received.path, gemini("vendor-our-gemini", action).0);
+            assert_eq!(received.json(), body);
+            assert_eq!(account.last_usage().await.model, "our-gemini");
+        }
+    }
+    // Models of every kind are served in chat completions, too.
+    for kind in ["openai", "anthropic", "gemini"] {
+        for name in [format!("our-{kind}"), format!("our-{kind}-latest")] {
+            for form in [forms::chat(), forms::chat().streamed()] {
+                form.with("model", json!(name)).ask(&account).await.expect(200);
+                let received = upstream.last().request;
+                assert_eq!(received.model(), format!("vendor-our-{kind}"));
+                assert!(received.path.ends_with("/chat/completions"), "{}", received.path);
+                assert!(received.header("authorization").unwrap().starts_with("Bearer "));
+                let row = account.last_usage().await;
+                assert_eq!((row.model, row.upstream), (format!("our-{kind}"), kind.to_owned()));
+                assert_eq!(row.charge, charge("test", &Counts::new(10, 2)));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn errors_are_told_in_the_dialect_of_their_endpoint() {
+    let (upstream, _proxy, account) = start().await;
+    let stranger = account.with_key("sk-unknown");
+    let (chat, messages, gemini) = (forms::chat(), forms::messages(), forms::all()[4].clone());
+    let tiers = |form: &forms::Form, name: &str| form.clone().with(name, json!("scale"));
+    upstream.always(crate::support::script::Script::error(500, "server_error", "No."));
+    for (form, reply, status, kind) in [
+        (&chat, chat.ask(&stranger).await, 401, "authentication_error"),
+        (&messages, messages.ask(&stranger).await, 401, "authentication_error"),
+        (&gemini, gemini.ask(&stranger).await, 401, "UNAUTHENTICATED"),
+        (&chat, tiers(&chat, "service_tier").ask(&account).await, 400, "invalid_request_error"),
+        (
+            &messages,
+            tiers(&messages, "service_tier").ask(&account).await,
+            400,
+            "invalid_request_error",
+        ),
+        (&gemini, tiers(&gemini, "serviceTier").ask(&account).await, 400, "INVALID_ARGUMENT"),
+        (&chat, chat.clone().model("none").ask(&account).await, 404, "invalid_request_error"),
+        (&messages, messages.clone().model("none").ask(&account).await, 404, "not_found_error"),
+        (&chat, chat.ask(&account).await, 502, "api_error"),
+        (&messages, messages.ask(&account).await, 502, "api_error"),
+        (&gemini, gemini.ask(&account).await, 502, "INTERNAL"),
+    ] {
+        let body = reply.expect(status).json();
+        let error = &body["error"];
+        assert!(error["message"].as_str().is_some_and(|text| text.ends_with('.')), "{body}");
+        match form.model {
+            "claude" => {
+                assert_eq!((&body["type"], &error["type"]), (&json!("error"), &json!(kind)))
+            }
+            "gemini" => {
+                assert_eq!((&error["code"], &error["status"]), (&json!(status), &json!(kind)))
+            }
+            _ => assert!(error["type"] == kind && error["code"].is_string(), "{body}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -217,6 +217,30 @@ async fn the_tier_of_the_reply_sets_the_rates_and_not_the_one_asked_for() {
     }
 }
 
+#[tokio::test]
+async fn what_the_reply_says_of_itself_that_was_not_asked_for_is_marked() {
+    let (upstream, _proxy, account) = special().await;
+    let expected = charge("test", &Counts::new(10, 2));
+    for form in [forms::chat(), forms::chat().streamed(), forms::responses().streamed()] {
+        upstream.next(Answer::default().tier("scale"));
+        form.ask(&account).await.expect(200);
+        let row = account.last_usage().await;
+        assert_eq!((row.charge, row.flags), (expected, vec!["unpriced_tier".to_owned()]));
+
+        upstream.next(Answer::default().served_by("other"));
+        form.ask(&account).await.expect(200);
+        let row = account.last_usage().await;
+        assert_eq!((row.charge, row.flags), (expected, vec!["served_model".to_owned()]));
+        assert_eq!((row.model.as_str(), row.served_model.as_deref()), ("test", Some("other")));
+
+        // A dated version is the model itself.
+        upstream.next(Answer::default().served_by("test-2026-11-21"));
+        form.ask(&account).await.expect(200);
+        let row = account.last_usage().await;
+        assert_eq!((row.flags, row.served_model), (vec![], None));
+    }
+}
+
 /// A refusal that names the parameter; the upstream must not see the request.
 async fn refused(account: &Account, form: Form, parameter: &str, says: &str) {
     let reply = form.ask(account).await.expect(400);

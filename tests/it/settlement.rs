@@ -358,3 +358,44 @@ async fn a_reported_zero_is_a_value_and_not_a_gap() {
         assert_eq!(entry.map(|entry| entry.amount), Some(credits("0")), "{ledger:?}");
     }
 }
+
+#[tokio::test]
+async fn a_client_that_left_pays_nothing_for_what_the_upstream_refuses() {
+    let upstream = Upstream::start().await;
+    let proxy = Proxy::before(&upstream).await;
+    for status in [400, 500] {
+        let account = account(&proxy).await;
+        let gate = Gate::new();
+        upstream.next(Script::error(status, "some_error", "No.").gated_head(&gate));
+        let n = upstream.exchanges().len() + 1;
+        let mut raw = forms::chat().send_raw(&proxy, &account).await;
+        upstream.received(n).await;
+        raw.half_close().await;
+        assert!(raw.closes().await);
+        gate.open_all();
+        let row = only_row(&account).await;
+        assert_eq!(end(&row), ("upstream_error", "none"), "{row:?}");
+    }
+}
+
+#[tokio::test]
+async fn requests_that_run_at_once_may_overdraw_together_and_the_next_is_refused() {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let answer = Answer::default().counts(Counts::new(10_000, 10_000));
+    let upstream = Upstream::answering(answer.staged(move |script| script.gated_head(&held))).await;
+    let proxy = Proxy::before(&upstream).await;
+    let account = proxy.account_with(credits("0.000000001")).await;
+    let form = forms::chat();
+    let asking = || form.ask(&account);
+    let (a, b, c, ()) = tokio::join!(asking(), asking(), asking(), async {
+        upstream.received(3).await;
+        gate.open_all();
+    });
+    for reply in [a, b, c] {
+        reply.expect(200);
+    }
+    assert_eq!(account.balance().await, credits("-0.899999999"));
+    forms::chat().ask(&account).await.expect(402);
+    assert_eq!(account.check_books().await, credits("0.9"));
+}

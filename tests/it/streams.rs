@@ -10,7 +10,7 @@ use crate::support::forms::{self, Form};
 use crate::support::http::Call;
 use crate::support::prices::{Counts, charge};
 use crate::support::proxy::{Proxy, Setup};
-use crate::support::script::Gate;
+use crate::support::script::{Cut, Gate};
 use crate::support::upstream::Upstream;
 use crate::support::{credits, within};
 
@@ -229,4 +229,60 @@ async fn an_upstream_that_answers_a_stream_by_json_is_passed_on_and_charged() {
     let reply = forms::chat().streamed().ask(&account).await.expect(200);
     assert_eq!(reply.json(), json);
     assert_eq!(account.last_usage().await.counts(), Counts::new(10, 2));
+}
+
+/// What a client of each dialect takes for the end of a stream.
+fn last_words(form: &Form) -> &'static str {
+    match form.path {
+        "/v1/responses" => "\"response.completed\"",
+        "/v1/messages" => "\"message_stop\"",
+        path if path.contains("Generate") => "\"STOP\"",
+        _ => "[DONE]",
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_has_the_last_event_has_paid() {
+    let upstream = Upstream::start().await;
+    // It sends the last event and then neither ends the reply nor the connection.
+    upstream.always(Answer::default().staged(|script| {
+        let pieces = script.pieces();
+        script.stall_after(pieces)
+    }));
+    // Gemini's streams have no last word but the end of the reply.
+    upstream.for_model("gemini", Answer::default());
+    let proxy = Proxy::before(&upstream).await;
+    for form in forms::streams() {
+        let account = proxy.account_with(credits("1")).await;
+        let mut stream = form.call(&account).send().await;
+        stream.until(last_words(&form)).await;
+        let cost = charge("test", &Counts::new(10, 2));
+        let left = credits("1").checked_add(-cost).unwrap();
+        assert_eq!(account.balance().await, left, "{form:?}");
+        let reply = stream.rest().await;
+        assert_eq!(reply.body, without_usage_chunk(&upstream.last().sent), "{form:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_cut_off_after_the_last_event_was_whole() {
+    let upstream = Upstream::start().await;
+    let proxy = Proxy::before(&upstream).await;
+    let account = proxy.account_with(credits("1")).await;
+    for form in forms::streams() {
+        if form.model == "gemini" {
+            // Its streams have no last word: an end of the connection could be a cut.
+            continue;
+        }
+        for cut in [Cut::Fin, Cut::Reset] {
+            upstream.next(Answer::default().staged(move |script| {
+                let pieces = script.pieces();
+                script.cut_after(pieces, cut)
+            }));
+            form.ask(&account).await.expect(200);
+            let row = account.last_usage().await;
+            let end = (row.outcome.as_str(), row.source.as_str());
+            assert_eq!(end, ("completed", "reported"), "{form:?}");
+        }
+    }
 }
