@@ -3,11 +3,18 @@
 //! One test binary. [`support`] starts the parts; every other module is a subject with its
 //! tests. Nothing of Farebox itself is replaced: what these tests see, a client sees.
 
+mod admission;
+mod billing;
 mod cases;
 mod crash;
 mod cuts;
 mod disk;
+mod endpoints;
 mod harness;
+mod pricing;
 mod reload;
+mod settlement;
 mod shutdown;
+mod streams;
 mod support;
+mod upstreams;

@@ -10,6 +10,7 @@ pub mod account;
 pub mod answer;
 pub mod books;
 pub mod edits;
+pub mod forms;
 pub mod http;
 pub mod load;
 pub mod prices;

@@ -103,9 +103,14 @@ impl Account {
         Self { key: key.into(), ..self.clone() }
     }
 
+    /// A path of the inference listener.
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.shared.url())
+    }
+
     /// A request to the inference listener, signed.
     pub fn call(&self, path: &str, body: &Value) -> Call {
-        Call::post(format!("{}{path}", self.shared.url()), body).bearer(&self.key)
+        Call::post(self.url(path), body).bearer(&self.key)
     }
 
     /// Posts and reads the whole reply.
@@ -115,7 +120,7 @@ impl Account {
 
     /// Gets from the inference listener.
     pub async fn get(&self, path: &str) -> Reply {
-        Call::get(format!("{}{path}", self.shared.url())).bearer(&self.key).reply().await
+        Call::get(self.url(path)).bearer(&self.key).reply().await
     }
 
     /// One chat completion of `test`, whole.
