@@ -181,8 +181,7 @@ impl Timed {
             return Poll::Pending;
         }
         let timeout = self.write_timeout;
-        let waiting =
-            self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         ready!(waiting.as_mut().poll(cx));
         Poll::Ready(io::Error::from(io::ErrorKind::TimedOut))
     }

@@ -81,26 +81,40 @@ fn understood(key: &str) -> Vec<(&'static str, String, After)> {
         ("chunks", framed(key, te, &chunked(BODY)), Open),
         ("length before chunks", framed(key, &format!("{length}{te}"), &chunked(BODY)), Closed),
         ("chunks before length", framed(key, &format!("{te}{length}"), &chunked(BODY)), Closed),
-        ("a lying length before chunks", {
-            framed(key, &format!("content-length: 3\r\n{te}"), &chunked(BODY))
-        }, Closed),
+        (
+            "a lying length before chunks",
+            { framed(key, &format!("content-length: 3\r\n{te}"), &chunked(BODY)) },
+            Closed,
+        ),
         ("the same length twice", with(&length), Open),
         ("bare line feeds", with("").replace("\r\n", "\n"), Open),
         ("an underscore", with("x_host: evil\r\nhost_: evil\r\n"), Open),
-        ("an offer of h2c", {
-            with("connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMA\r\n")
-        }, Open),
+        (
+            "an offer of h2c",
+            {
+                with(
+                    "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMA\r\n",
+                )
+            },
+            Open,
+        ),
         ("a charset", with("").replace("/json", "/json; charset=utf-8"), Open),
-        ("hop-by-hop headers", {
-            with("connection: x-secret\r\nx-secret: 1\r\nkeep-alive: 5\r\nte: trailers\r\n")
-        }, Open),
+        (
+            "hop-by-hop headers",
+            { with("connection: x-secret\r\nx-secret: 1\r\nkeep-alive: 5\r\nte: trailers\r\n") },
+            Open,
+        ),
         ("a wish to close", with("connection: close\r\n"), Closed),
-        ("trailers", framed(key, te, &chunked(BODY).replace("0\r\n\r\n", "0\r\nhost: y\r\n\r\n")), {
-            Open
-        }),
-        ("an extension of a chunk", {
-            framed(key, te, &format!("{:x};a=b\r\n{BODY}\r\n0\r\n\r\n", BODY.len()))
-        }, Open),
+        (
+            "trailers",
+            framed(key, te, &chunked(BODY).replace("0\r\n\r\n", "0\r\nhost: y\r\n\r\n")),
+            { Open },
+        ),
+        (
+            "an extension of a chunk",
+            { framed(key, te, &format!("{:x};a=b\r\n{BODY}\r\n0\r\n\r\n", BODY.len())) },
+            Open,
+        ),
         ("HTTP/1.0", old("host: x\r\n", ""), Closed),
         ("HTTP/1.0 without a host", old("", ""), Closed),
         ("HTTP/1.0 that stays", old("", "connection: keep-alive\r\n"), Open),
@@ -108,9 +122,11 @@ fn understood(key: &str) -> Vec<(&'static str, String, After)> {
         ("blank lines first", format!("\r\n\r\n{}", with("")), Open),
         ("an unknown header", with("x-forwarded-host: evil\r\nforwarded: host=evil\r\n"), Open),
         ("many spaces", with("").replacen("host: x", "host:   x  ", 1), Open),
-        ("names in capitals", {
-            with("").replacen("content-type", "CONTENT-TYPE", 1).replacen(&post, &post, 1)
-        }, Open),
+        (
+            "names in capitals",
+            { with("").replacen("content-type", "CONTENT-TYPE", 1).replacen(&post, &post, 1) },
+            Open,
+        ),
     ]
 }
 
@@ -130,7 +146,8 @@ fn refused(key: &str) -> Vec<(String, String, u16, After)> {
     }
     let twice = "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n";
     add("chunked twice", framed(key, twice, &chunked(BODY)), 400, Closed);
-    for value in ["2, 2", "+2", "-2", "0x2", "2 2", "", "99999999999999999999", "2\r\ncontent-length: 3"]
+    for value in
+        ["2, 2", "+2", "-2", "0x2", "2 2", "", "99999999999999999999", "2\r\ncontent-length: 3"]
     {
         let header = format!("content-length: {value}\r\n");
         add(&header, framed(key, &header, BODY), 400, Closed);
@@ -153,9 +170,12 @@ fn refused(key: &str) -> Vec<(String, String, u16, After)> {
     let line = |line: &str| with("").replacen(&post, line, 1);
     add("no host", with("").replacen("host: x\r\n", "", 1), 400, Closed);
     let old = line(&format!("POST {CHAT} HTTP/1.0"));
-    add("chunks in HTTP/1.0", old.replacen("content-length", "transfer-encoding: chunked\r\nx", 1), {
-        400
-    }, Closed);
+    add(
+        "chunks in HTTP/1.0",
+        old.replacen("content-length", "transfer-encoding: chunked\r\nx", 1),
+        { 400 },
+        Closed,
+    );
     for target in ["http://169.254.169.254", "http://x", "https://x", "http://x:80"] {
         add(target, line(&format!("POST {target}{CHAT} HTTP/1.1")), 400, Closed);
     }
@@ -416,7 +436,9 @@ async fn a_connection_that_brings_no_whole_head_is_closed() {
     let proxy = Setup::before(&upstream).setting("head_timeout", "\"300ms\"").start().await;
     let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let settings = format!("{preface}\0\0\0\u{4}\0\0\0\0\0");
-    for half in ["", "P", "PRI * HT", "GET", "GET /v1/me HTTP/1.1\r\nhost: x\r\nauthoriz", &settings] {
+    for half in
+        ["", "P", "PRI * HT", "GET", "GET /v1/me HTTP/1.1\r\nhost: x\r\nauthoriz", &settings]
+    {
         let mut raw = Raw::connect(&proxy.url()).await;
         raw.write(half).await;
         // Whatever is said before: it ends by itself.

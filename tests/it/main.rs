@@ -4,6 +4,7 @@
 //! tests. Nothing of Farebox itself is replaced: what these tests see, a client sees.
 
 mod cases;
+mod evasion;
 mod harness;
 mod http;
 mod support;

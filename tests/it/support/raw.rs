@@ -62,6 +62,13 @@ impl Raw {
         within("a raw reply", self.read_reply()).await
     }
 
+    /// Reads until what has come contains this text.
+    pub async fn until(&mut self, text: &str) {
+        while memchr::memmem::find(&self.buffer, text.as_bytes()).is_none() {
+            assert!(within("more of a raw reply", self.more()).await, "it ended before {text:?}");
+        }
+    }
+
     /// Whether the server closes the connection, with nothing more to say.
     pub async fn closes(&mut self) -> bool {
         self.buffer.is_empty() && !within("the end of a connection", self.more()).await
