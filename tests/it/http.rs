@@ -173,7 +173,7 @@ fn refused(key: &str) -> Vec<(String, String, u16, After)> {
     add(
         "chunks in HTTP/1.0",
         old.replacen("content-length", "transfer-encoding: chunked\r\nx", 1),
-        { 400 },
+        400,
         Closed,
     );
     for target in ["http://169.254.169.254", "http://x", "https://x", "http://x:80"] {

@@ -6,5 +6,6 @@
 mod cases;
 mod evasion;
 mod harness;
+mod hostile;
 mod http;
 mod support;
