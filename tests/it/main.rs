@@ -8,4 +8,5 @@ mod evasion;
 mod harness;
 mod hostile;
 mod http;
+mod secrets;
 mod support;
