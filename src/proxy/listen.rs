@@ -23,8 +23,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
-use super::error::Error;
-use super::{Context, Reply, serve};
+use super::{Context, Reply, serve, shed};
 use crate::config::Config;
 
 /// Accepts connections until `closing`, then lets those that are open come to their end.
@@ -65,15 +64,16 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
         };
         stream.set_nodelay(true).ok();
         let door = door.clone();
+        let shedding = Arc::clone(&ctx);
         let asked = Arc::new(AtomicBool::new(false));
         let io = Timed::new(TokioIo::new(stream), &ctx.config, Arc::clone(&asked));
         let service = TowerToHyperService::new(service_fn(move |request: Request<Incoming>| {
             asked.store(true, Ordering::Relaxed);
-            let door = door.clone();
+            let (door, ctx) = (door.clone(), Arc::clone(&shedding));
             async move {
                 match door.oneshot((request, peer)).await {
                     Ok(reply) => Ok::<_, Infallible>(reply),
-                    Err(_) => Ok(Error::Overloaded.into_reply(None, false, "")),
+                    Err(_) => Ok(shed(&ctx)),
                 }
             }
         }));

@@ -8,5 +8,6 @@ mod evasion;
 mod harness;
 mod hostile;
 mod http;
+mod limits;
 mod secrets;
 mod support;

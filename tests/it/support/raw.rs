@@ -62,6 +62,12 @@ impl Raw {
         within("a raw reply", self.read_reply()).await
     }
 
+    /// Whether anything has come, or comes within a moment.
+    pub async fn has_more(&mut self) -> bool {
+        let moment = std::time::Duration::from_millis(100);
+        !self.buffer.is_empty() || tokio::time::timeout(moment, self.more()).await.is_ok()
+    }
+
     /// Reads until what has come contains this text.
     pub async fn until(&mut self, text: &str) {
         while memchr::memmem::find(&self.buffer, text.as_bytes()).is_none() {
