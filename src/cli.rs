@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::demo::DemoArgs;
 use crate::time::parse_duration;
 
 mod account;
@@ -99,14 +100,15 @@ enum Command {
 }
 
 /// What runs in this process instead of asking a Farebox that runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Local {
     /// Meter, price and forward requests (the default)
     Serve,
     /// Check configuration, prices, upstreams and store, for CI too
     Check,
     /// Try everything with a built-in provider, without a key
-    Demo,
+    #[command(after_help = "Example:\n  farebox demo")]
+    Demo(DemoArgs),
 }
 
 /// What asks the control plane of a Farebox that runs.

@@ -15,7 +15,7 @@ fn run(local: Local, config: Option<&Path>) -> ExitCode {
     let done = match local {
         Local::Serve => serve(config),
         Local::Check => check(config),
-        Local::Demo => demo(),
+        Local::Demo(args) => block_on(crate::demo::run(args)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,10 +53,6 @@ fn serve(config: Option<&Path>) -> Result<(), Failure> {
     let config = load(config)?;
     let presets = Presets::load(&process_env).map_err(|error| config_failure(&error))?;
     block_on(server::run(config, presets))
-}
-
-fn demo() -> Result<(), Failure> {
-    block_on(crate::demo::run())
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), Failure> {
