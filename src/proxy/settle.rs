@@ -193,9 +193,7 @@ impl Bill {
     ///
     /// [`Error::Ledger`] when the store cannot take it now; the store keeps it and repeats it.
     pub async fn settle(mut self, end: End) -> Result<(Settled, Credits), Error> {
-        let Some(facts) = self.facts.take() else {
-            return Err(Error::Overloaded);
-        };
+        let facts = self.facts.take().expect("only settling and dropping take it, once");
         self.ctx.metrics.in_flight.dec();
         let ctx = Arc::clone(&self.ctx);
         settle(ctx, *facts, end).await
@@ -259,6 +257,9 @@ async fn settle(
     };
     flags.extend(decided.flag);
     ctx.metrics.settled(&model.name, decided.outcome, source, &usage, charge);
+    if costs_more_there(&end.reading) {
+        flags.push("unpriced_geo");
+    }
     let settlement = Settlement {
         served_model: served_model(&facts.model, &end.reading, &mut flags),
         id: facts.id,
@@ -278,6 +279,20 @@ async fn settle(
         http_status: end.status,
         flags: flags.join(","),
     };
+    tracing::debug!(
+        request.id = settlement.id,
+        account = %settlement.account,
+        key = settlement.key,
+        gen_ai.request.model = settlement.model,
+        gen_ai.usage.input_tokens = settlement.usage.all_input(),
+        gen_ai.usage.output_tokens = settlement.usage.output,
+        charge = %settlement.charge,
+        status = settlement.http_status,
+        outcome = ?settlement.outcome,
+        source = ?settlement.source,
+        latency_ms = settlement.latency_ms,
+        "settling"
+    );
     let owner = settlement.account.clone();
     let object = end.reading.response_id.filter(|_| facts.endpoint == Endpoint::Responses);
     let committed = async {
@@ -422,6 +437,12 @@ fn priced(
         total = total.checked_add(charge(used, price, None).ok()?)?;
     }
     Some((usage, total))
+}
+
+/// Whether the reply was computed where it costs more (Anthropic, `us`). Asking for that is
+/// refused; an upstream's workspace may be set to it all the same.
+fn costs_more_there(reading: &Reading) -> bool {
+    reading.inference_geo.as_deref().is_some_and(|geo| !matches!(geo, "global" | "not_available"))
 }
 
 fn is_standard(tier: &str) -> bool {
