@@ -66,11 +66,8 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
     let config = config(args.listen, args.admin_listen, &folder.path, &provider.url);
     telemetry::start(&config);
     let past = Past::begin();
-    let options = Options {
-        synchronous: config.synchronous,
-        clock: past.clock(),
-        ..Options::default()
-    };
+    let options =
+        Options { synchronous: config.synchronous, clock: past.clock(), ..Options::default() };
     let store = Embedded::open(config.store_path(), options)?;
     let prices = Arc::new(Prices::load(None)?);
     let admin_key = key::generate(Class::Admin)?;

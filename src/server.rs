@@ -200,14 +200,16 @@ impl Running {
                 inference.await.ok();
                 tasks.wait().await;
             });
-            tokio::select! {
-                () = &mut finished => {}
-                () = tokio::time::sleep(patience) => {}
-                () = hurry => {}
-            }
+            let is_finished = tokio::select! {
+                () = &mut finished => true,
+                () = tokio::time::sleep(patience) => false,
+                () = hurry => false,
+            };
             // From here on nothing waits for an upstream any more.
             self.ctx.stop.cancel();
-            tokio::time::timeout(Duration::from_secs(10), finished).await.ok();
+            if !is_finished {
+                tokio::time::timeout(Duration::from_secs(10), finished).await.ok();
+            }
         }
         for listener in self.listeners {
             listener.abort();

@@ -197,7 +197,8 @@ impl Inner {
         let call = call(asked, &prompt);
         let text = if call.is_some() { String::new() } else { words::reply(&prompt) };
         let pieces = pieces(&text);
-        let written = call.as_ref().map_or(text.len(), |call| call.arguments.to_string().len() + 40);
+        let written =
+            call.as_ref().map_or(text.len(), |call| call.arguments.to_string().len() + 40);
         usage.output = tokens(written as u64);
         if ["gpt-5", "gpt-6", "o3", "gemini", "grok"].iter().any(|name| model.contains(name)) {
             usage.reasoning = usage.output * 3 / 2;
@@ -310,7 +311,10 @@ fn call(asked: &Value, prompt: &str) -> Option<Call> {
         return None;
     }
     let schema = ["parameters", "input_schema"].iter().map(|n| &tool[*n]).find(|v| v.is_object());
-    Some(Call { name: name.to_owned(), arguments: arguments(schema.unwrap_or(&Value::Null), prompt) })
+    Some(Call {
+        name: name.to_owned(),
+        arguments: arguments(schema.unwrap_or(&Value::Null), prompt),
+    })
 }
 
 /// Values for the properties that a schema requires.

@@ -119,12 +119,12 @@ fn workflows() -> Vec<Turn> {
     for run in 0..12_u64 {
         let at = 45 + run * 300;
         let mail = |n: u64| {
-            let lines = "Please find attached what we talked about. ".repeat(3 + (run + n) as usize);
+            let lines =
+                "Please find attached what we talked about. ".repeat(3 + (run + n) as usize);
             format!("{}\n\nMail {}: {lines}", words::SORT, run * 3 + n)
         };
         for n in 0..3 {
-            let body =
-                json!({ "model": "gpt-4.1-mini", "messages": [message("user", &mail(n))] });
+            let body = json!({ "model": "gpt-4.1-mini", "messages": [message("user", &mail(n))] });
             let path = "/v1/chat/completions";
             turns.push(turn(at + n * 2, Client::N8n, path, Reads::Everything, body));
         }

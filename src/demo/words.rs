@@ -91,5 +91,7 @@ pub fn instructions(agent: &str, session: &str, kilobytes: usize) -> String {
     const RULE: &str = "Keep what the user tells you in MEMORY.md, read a file before you change \
         it, ask before you send or delete anything, and say plainly what you did not do. ";
     let rules = RULE.repeat(kilobytes * 1024 / RULE.len());
-    format!("You are an assistant.\n{rules}\nRuntime: agent={agent} | session={session} | host=demo")
+    format!(
+        "You are an assistant.\n{rules}\nRuntime: agent={agent} | session={session} | host=demo"
+    )
 }

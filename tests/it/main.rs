@@ -4,5 +4,6 @@
 //! tests. Nothing of Farebox itself is replaced: what these tests see, a client sees.
 
 mod cases;
+mod cli;
 mod harness;
 mod support;

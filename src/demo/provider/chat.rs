@@ -62,9 +62,8 @@ pub fn events(answer: &Answer, asked: &Value) -> Vec<String> {
         data(&object(answer, "chat.completion.chunk", json!([choice])))
     };
     let mut events = vec![chunk(json!({ "role": "assistant", "content": "" }), Value::Null)];
-    events.extend(
-        answer.pieces.iter().map(|piece| chunk(json!({ "content": piece }), Value::Null)),
-    );
+    events
+        .extend(answer.pieces.iter().map(|piece| chunk(json!({ "content": piece }), Value::Null)));
     if let Some(calls) = tool_calls(answer) {
         events.push(chunk(json!({ "tool_calls": calls }), Value::Null));
     }

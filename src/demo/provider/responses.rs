@@ -72,10 +72,7 @@ pub fn events(answer: &Answer) -> Vec<String> {
     let done = item(answer, true);
     push("response.created", json!({ "response": started }));
     push("response.in_progress", json!({ "response": started }));
-    push(
-        "response.output_item.added",
-        json!({ "output_index": 0, "item": item(answer, false) }),
-    );
+    push("response.output_item.added", json!({ "output_index": 0, "item": item(answer, false) }));
     let at = |name: &str, value: Value| {
         let mut event = json!({ "item_id": done["id"], "output_index": 0 });
         if answer.call.is_none() {
