@@ -31,7 +31,7 @@ use failure::{Exit, Failure};
 
 const EXAMPLES: &str = "\
 Examples:
-  farebox                                        serve, set up by the environment
+  farebox                    serve, set up by the environment
   farebox account create team-a --name \"Team A\"
   farebox key create --name openclaw --models 'claude-*,gemini-3-flash'
   farebox credit add 20 --note \"invoice 17\" --idempotency-key inv17
@@ -56,13 +56,31 @@ struct Cli {
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// The configuration file
-    #[arg(long, global = true, env = "FAREBOX_CONFIG", value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        env = "FAREBOX_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
     pub config: Option<PathBuf>,
     /// The control plane
-    #[arg(long, global = true, env = "FAREBOX_URL", default_value = "http://127.0.0.1:8081")]
+    #[arg(
+        long,
+        global = true,
+        env = "FAREBOX_URL",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:8081"
+    )]
     pub url: reqwest::Url,
     /// A file with the admin key; else FAREBOX_ADMIN_KEY, else admin-key beside the store
-    #[arg(long, global = true, env = "FAREBOX_ADMIN_KEY_FILE", value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        env = "FAREBOX_ADMIN_KEY_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
     pub admin_key_file: Option<PathBuf>,
     /// The account that is meant
     #[arg(long, global = true, default_value = "default", value_name = "ID")]

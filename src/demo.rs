@@ -35,7 +35,7 @@ mod words;
 
 const ACCOUNT: &str = "default";
 /// Used up in the middle of the hour, so that a refusal and a top-up are in it.
-const FIRST_CREDITS: Credits = Credits::from_nano(600_000_000);
+const FIRST_CREDITS: Credits = Credits::from_nano(200_000_000);
 const TOPUP: &str = "10";
 const HOUR_MS: Millis = 3_600_000;
 /// How long the user takes to notice and the operator to add credits.
@@ -48,10 +48,10 @@ pub struct DemoArgs {
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     /// Where clients send requests (default: 127.0.0.1:8080, or a free port)
-    #[arg(long, env = "FAREBOX_LISTEN", value_name = "ADDRESS")]
+    #[arg(long, env = "FAREBOX_LISTEN", hide_env_values = true, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
     /// Where the control plane answers (default: 127.0.0.1:8081, or a free port)
-    #[arg(long, env = "FAREBOX_ADMIN_LISTEN", value_name = "ADDRESS")]
+    #[arg(long, env = "FAREBOX_ADMIN_LISTEN", hide_env_values = true, value_name = "ADDRESS")]
     admin_listen: Option<SocketAddr>,
 }
 

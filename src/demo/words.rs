@@ -81,8 +81,8 @@ pub fn reply(prompt: &str) -> String {
     let asked = if asked.is_empty() { "nothing that I could read".into() } else { asked };
     format!(
         "You said: {asked} — I am the simulated provider of the demonstration, so nobody thinks \
-         here. But this reply was streamed, its tokens were read from it, priced and debited, \
-         just as a real one would be. Run the usage and ledger commands to see it in the books."
+         here. But this reply is metered: its tokens were read from it, priced and debited, just \
+         as a real one's would be. Run the usage and ledger commands to see it in the books."
     )
 }
 
