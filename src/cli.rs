@@ -199,6 +199,8 @@ pub fn run(host: &Host) -> ExitCode {
             let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr().lock());
             match price::run(&command, pricing.as_deref(), global.json, &mut out, &mut err) {
                 Ok(code) => code.into(),
+                // A reader that has seen enough, such as `head`, is no failure.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
                 Err(error) => finish(Err(Failure::new(Exit::Failed, error.to_string()))),
             }
         }

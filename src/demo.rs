@@ -4,6 +4,7 @@
 //! The traffic is real: requests over HTTP through the running proxy. Only the clock of the
 //! store is not, until the hour is played.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,7 +84,8 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
         failed = demo.play(&folder) => failed,
         told = told() => told,
     };
-    println!("\nending");
+    // Whoever read what was printed may be gone.
+    writeln!(std::io::stdout(), "\nending").ok();
     let ended = running.end(async { drop(told().await) }).await;
     outcome.and(ended)
 }

@@ -223,10 +223,13 @@ fn admin_key(global: &Global, host: &Host) -> Result<Secret, Failure> {
 
 fn read_key(path: &Path) -> Result<Secret, Failure> {
     let at = path.display();
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Failure::new(Exit::Auth, format!("the admin key in {at}: {e}")))?;
+    let failure = |why: &str| {
+        Failure::new(Exit::Auth, format!("the admin key in {at}: {why}"))
+            .next("farebox --admin-key-file FILE …    (or FAREBOX_ADMIN_KEY)")
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| failure(&error.to_string()))?;
     match text.trim() {
-        "" => Err(Failure::new(Exit::Auth, format!("the admin key in {at}: the file is empty"))),
+        "" => Err(failure("the file is empty")),
         key => Ok(Secret::new(key)),
     }
 }

@@ -403,7 +403,7 @@ mod tests {
                 "messages": [{ "role": "user", "content": prompt }],
             })
         };
-        let mut think = |prompt: &str| {
+        let think = |prompt: &str| {
             let asked = body(prompt);
             let bytes = asked.to_string().len() as u64;
             let usage = inner.think(Endpoint::Messages, &asked, bytes, 1, "m".into()).usage;

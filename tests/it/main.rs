@@ -5,6 +5,7 @@
 
 mod cases;
 mod cli;
+mod demo;
 mod docs;
 mod harness;
 mod support;
