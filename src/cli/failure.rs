@@ -58,7 +58,8 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", super::table::printable(&self.message))?;
+        let lines: Vec<_> = self.message.lines().map(super::table::printable).collect();
+        write!(f, "error: {}", lines.join("\n"))?;
         match &self.next {
             Some(command) => write!(f, "\n next: {command}"),
             None => Ok(()),
