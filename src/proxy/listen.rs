@@ -18,6 +18,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
@@ -33,6 +34,7 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
     let connections = Arc::new(Semaphore::new(ctx.config.max_connections as usize));
     let addresses = Arc::new(Addresses::default());
     let graceful = GracefulShutdown::new();
+    let mut running = JoinSet::new();
     let door = ServiceBuilder::new().load_shed().concurrency_limit(ctx.config.max_pending).service(
         service_fn({
             let ctx = Arc::clone(&ctx);
@@ -50,6 +52,7 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
         };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            Some(_) = running.join_next(), if !running.is_empty() => continue,
             () = closing.cancelled() => break,
         };
         let (Ok(permit), Ok((stream, peer))) = (permit, accepted) else {
@@ -75,7 +78,7 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
         let io = Patient::new(TokioIo::new(stream), ctx.config.write_timeout);
         let connection = builder(&ctx).serve_connection(io, service).into_owned();
         let connection = graceful.watch(connection);
-        tokio::spawn(async move {
+        running.spawn(async move {
             // How a connection ends is the client's business; what it used is settled elsewhere.
             connection.await.ok();
             drop((permit, place));
@@ -89,6 +92,8 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
+    // What still waits for an upstream is dropped here, and its bill settles itself.
+    running.shutdown().await;
 }
 
 fn builder(ctx: &Context) -> auto::Builder<TokioExecutor> {
