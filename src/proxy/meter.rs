@@ -227,9 +227,10 @@ impl Tap {
         let overdue = (self.heard + pause).min(stream.deadline);
         if Instant::now() < overdue {
             // The timer is moved when it fires or must fire earlier, not with each frame.
-            if self.timer.deadline() > overdue || self.timer.as_mut().poll(cx).is_ready() {
-                self.timer.as_mut().reset(overdue);
+            if self.timer.deadline() <= overdue && self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
             }
+            self.timer.as_mut().reset(overdue);
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
