@@ -249,18 +249,22 @@ impl Meter {
     }
 }
 
-/// Reads a reply that came whole: one JSON object, or Gemini's array of them.
-pub fn read_whole(endpoint: Endpoint, body: &[u8]) -> Reading {
+/// Reads a reply that came whole: one JSON object, or Gemini's array of them. `None`: it is
+/// neither, so it is no reply.
+pub fn read_whole(endpoint: Endpoint, body: &[u8]) -> Option<Reading> {
     let body = String::from_utf8_lossy(body);
     let mut tally = Tally::new(endpoint);
     let roots = objects(&body);
+    if roots.is_empty() {
+        return None;
+    }
     for root in &roots {
         tally.read(root, Source::Whole);
     }
     let mut reading = tally.reading;
     reading.output_seen = reading.usage.as_ref().is_some_and(|usage| usage.output > 0)
         || !collect(endpoint, &roots).is_empty();
-    reading
+    Some(reading)
 }
 
 /// The output of a reply that came whole, as [`Meter::output_text`] gives that of a stream.
