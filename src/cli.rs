@@ -197,7 +197,14 @@ pub fn run(host: &Host) -> ExitCode {
         Command::Price(command) => {
             let pricing = (host.pricing)(global.config.as_deref());
             let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr().lock());
-            match price::run(&command, pricing.as_deref(), global.json, &mut out, &mut err) {
+            match price::run(
+                &command,
+                pricing.as_deref(),
+                global.json,
+                context::style(),
+                &mut out,
+                &mut err,
+            ) {
                 Ok(code) => code.into(),
                 // A reader that has seen enough, such as `head`, is no failure.
                 Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,

@@ -16,7 +16,7 @@ use crate::store::Millis;
 use crate::time;
 
 /// Columns of a terminal that does not say how many it has.
-const TERMINAL_COLUMNS: usize = 100;
+const TERMINAL_COLUMNS: usize = 80;
 
 /// What a command works with.
 pub struct Context {
@@ -184,13 +184,15 @@ fn zone(name: Option<&str>) -> Result<(TimeZone, String), Failure> {
     })
 }
 
-fn style() -> Style {
+/// What the terminal behind stdout can do.
+pub fn style() -> Style {
     if !io::stdout().is_terminal() {
         return Style::default();
     }
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let asked = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let columns = asked.or_else(|| Some(terminal_size::terminal_size()?.0.0.into()));
     Style { bold: !set("NO_COLOR") && !is_dumb, width: Some(columns.unwrap_or(TERMINAL_COLUMNS)) }
 }
 
