@@ -290,7 +290,7 @@ pub async fn count_tokens(ctx: &Arc<Context>, key: &Key, call: &Call) -> Result<
     if let Some(wait_s) = ctx.counted.take(&key.id) {
         return Err(Error::RateLimited { wait_s: wait_s.min(10) });
     }
-    let (upstream, reply) = route::forward(ctx, call, |_| ()).await?;
+    let (upstream, reply) = route::forward(ctx, call, |_| (), || true).await?;
     let (head, body) = reply.into_parts();
     let mut body = meter::Upstream::new(body, decoder(&head.headers)?);
     if !head.status.is_success() {

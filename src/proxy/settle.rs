@@ -64,7 +64,8 @@ impl Client {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    fn is_gone(&self) -> bool {
+    /// Whether it hung up.
+    pub fn is_gone(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
