@@ -6,7 +6,6 @@ FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src
-COPY config config
 COPY pricing.toml ./
 RUN cargo build --release --locked && mkdir /data
 
@@ -21,5 +20,5 @@ ENV FAREBOX_STORE=/data/farebox.db \
 VOLUME /data
 # Publish 8081 on the host's loopback alone: -p 127.0.0.1:8081:8081
 EXPOSE 8080 8081
-USER nonroot
+USER 65532
 ENTRYPOINT ["/usr/local/bin/farebox"]

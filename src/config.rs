@@ -379,8 +379,19 @@ fn read_file(path: &Path) -> Result<String, ConfigError> {
     })
 }
 
-/// Puts variables over the table. A variable is read as the type that its default has.
+/// Puts variables over the table. A variable is read as the type that its default has;
+/// upstreams as a TOML array of tables.
 fn overlay(table: &mut toml::Table, env: Env, problems: &mut Vec<String>) {
+    if let Some(text) = env("FAREBOX_UPSTREAM") {
+        match toml::from_str::<toml::Table>(&format!("upstream = {text}")) {
+            Ok(upstreams) => table.extend(upstreams),
+            Err(error) => problems.push(format!(
+                "FAREBOX_UPSTREAM cannot be read ({}): write it as \
+                 [{{ name = \"x\", kind = \"openai\", base_url = \"https://…/v1\" }}]",
+                error.message()
+            )),
+        }
+    }
     let defaults = toml::Table::try_from(Config::default()).expect("the defaults are plain TOML");
     for (key, default) in defaults {
         let name = format!("FAREBOX_{}", key.to_uppercase());
@@ -450,6 +461,14 @@ mod tests {
         assert_eq!(config.first_byte_timeout, Duration::from_secs(2));
         assert_eq!(config.anthropic_betas, ["a", "b"]);
         assert_eq!(config.synchronous, Synchronous::Normal);
+    }
+
+    #[test]
+    fn upstreams_can_come_from_a_variable() {
+        let text = "[{ name = \"x\", kind = \"openai\", base_url = \"http://127.0.0.1:9/v1\" }]";
+        let config = read("", &[("FAREBOX_UPSTREAM", text)]).unwrap();
+        assert_eq!(config.upstreams[0].name, "x");
+        assert!(read("", &[("FAREBOX_UPSTREAM", "x")]).is_err());
     }
 
     #[test]

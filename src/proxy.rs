@@ -72,13 +72,14 @@ pub struct Context {
     pub stop: CancellationToken,
     upstreams: HashMap<String, Upstream>,
     drains: Semaphore,
+    runtime: tokio::runtime::Handle,
     gate: request::Settings,
     bad_keys: limit::PerMinute<IpAddr>,
     counted: limit::PerMinute<String>,
 }
 
 impl Context {
-    /// Prepares the upstreams; connects to nothing yet.
+    /// Prepares the upstreams; connects to nothing yet. Call it inside the runtime that serves.
     pub fn new(config: Config, store: Arc<dyn Store>, prices: Arc<Prices>) -> Self {
         let upstreams = config
             .upstreams
@@ -92,6 +93,7 @@ impl Context {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             upstreams,
+            runtime: tokio::runtime::Handle::current(),
             drains: Semaphore::new(config.max_drains),
             gate: request::Settings {
                 max_choices: config.max_choices,
@@ -101,6 +103,12 @@ impl Context {
             counted: limit::PerMinute::new(config.count_tokens_per_minute),
             config,
         }
+    }
+
+    /// Starts work that outlives its client. Also callable where no runtime is entered, as in a
+    /// drop while the process ends.
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn_on(work, &self.runtime);
     }
 
     /// Whether a model has an upstream that is configured.
@@ -215,7 +223,13 @@ async fn answer(
     }
     let bill = admit(ctx, &key, &head.headers, &call, started).await?;
     let client = bill.client();
-    Surviving::of_client(ctx, client, exchange(Arc::clone(ctx), call, bill)).await
+    let exchange = Surviving::of_client(ctx, client, exchange(Arc::clone(ctx), call, bill));
+    tokio::select! {
+        biased;
+        reply = exchange => reply,
+        // Nothing has been said to the client yet; dropped, the bill settles itself.
+        () = ctx.stop.cancelled() => Err(Error::Draining),
+    }
 }
 
 /// A request that is understood and has somewhere to go.

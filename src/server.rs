@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::billing::ledger::Kind;
@@ -53,6 +53,31 @@ pub struct Running {
     listeners: Vec<tokio::task::JoinHandle<()>>,
 }
 
+/// Taken from before anyone can know that the server runs: what is not taken ends the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn take() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next one that asks for the end.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
 /// Serves until told to end.
 ///
 /// # Errors
@@ -60,6 +85,7 @@ pub struct Running {
 /// Why it could not start, in one sentence, with the fix.
 pub async fn run(config: Config, presets: Presets) -> anyhow::Result<()> {
     telemetry::start(&config);
+    let signals = Signals::take()?;
     let prices = Arc::new(load_prices(&config)?);
     let store = open_store(&config)?;
     let mut running = start(Start { config, presets, store, prices }).await?;
@@ -69,7 +95,7 @@ pub async fn run(config: Config, presets: Presets) -> anyhow::Result<()> {
     }
     println!("listening on {}", running.url);
     println!("control plane on {}", running.admin_url);
-    running.until_told().await
+    running.until_told(signals).await
 }
 
 /// Loads the price table.
@@ -163,11 +189,9 @@ impl Running {
     /// # Errors
     ///
     /// When the store cannot be closed.
-    pub async fn until_told(self) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+    async fn until_told(self, mut signals: Signals) -> anyhow::Result<()> {
         loop {
+            let Signals { terminate, interrupt, hangup } = &mut signals;
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
@@ -175,13 +199,7 @@ impl Running {
             }
         }
         tracing::info!("ending: running requests may go on; a second signal ends them");
-        let again = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        self.end(again).await
+        self.end(signals.end()).await
     }
 
     /// Ends: waits for what runs, at most `drain_timeout` or until `hurry`.

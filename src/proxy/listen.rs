@@ -19,12 +19,16 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::{Context, Reply, serve, shed};
 use crate::config::Config;
+
+/// How long clients may take for the end of their replies when the process stops.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Accepts connections until `closing`, then lets those that are open come to their end.
 ///
@@ -34,6 +38,7 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
     let connections = Arc::new(Semaphore::new(ctx.config.max_connections as usize));
     let addresses = Arc::new(Addresses::default());
     let graceful = GracefulShutdown::new();
+    let mut running = JoinSet::new();
     let door = ServiceBuilder::new().load_shed().concurrency_limit(ctx.config.max_pending).service(
         service_fn({
             let ctx = Arc::clone(&ctx);
@@ -51,6 +56,7 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
         };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            Some(_) = running.join_next(), if !running.is_empty() => continue,
             () = closing.cancelled() => break,
         };
         let (Ok(permit), Ok((stream, peer))) = (permit, accepted) else {
@@ -79,20 +85,23 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
         }));
         let connection = builder(&ctx).serve_connection(io, service).into_owned();
         let connection = graceful.watch(connection);
-        tokio::spawn(async move {
+        running.spawn(async move {
             // How a connection ends is the client's business; what it used is settled elsewhere.
             connection.await.ok();
             drop((permit, place));
         });
     }
     drop(listener);
+    let mut ended = std::pin::pin!(graceful.shutdown());
     tokio::select! {
-        () = graceful.shutdown() => {}
+        () = &mut ended => {}
         () = ctx.stop.cancelled() => {
-            // Streams were told that they end; give their last events a moment to go out.
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            // Every reply ends now; their last words go out to those who take them.
+            tokio::time::timeout(LAST_WORDS, ended).await.ok();
         }
     }
+    // What is still here is dropped, and its bill settles itself.
+    running.shutdown().await;
 }
 
 fn builder(ctx: &Context) -> auto::Builder<TokioExecutor> {

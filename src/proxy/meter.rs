@@ -18,20 +18,15 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::Context;
 use super::body::Decoder;
 use super::error::Error;
-use super::settle::{Bill, End, Ending};
-use super::{Context, survive::Surviving};
-use crate::billing::Credits;
-use crate::store::Settled;
+use super::settle::{Bill, End, Ending, Settling};
 use crate::wire::Endpoint;
 use crate::wire::meter::Meter;
 
 /// After the terminal event an upstream may take so long to close; a client waits for its end.
 const GRACE: Duration = Duration::from_millis(500);
-
-/// The result of a settlement: the balance after it, and the charge.
-pub type Settling = Surviving<Result<(Settled, Credits), Error>>;
 
 /// A reply on its way, not at its end yet.
 pub struct Stream {
@@ -267,17 +262,19 @@ impl Tap {
             request_id: stream.bill.id().to_owned(),
         };
 
-        let settling = Surviving::new(&self.ctx, settle(*stream, ending));
-        self.state = State::Settling(settling, last);
+        self.state = State::Settling(settle(*stream, ending), last);
     }
 }
 
 /// Settles a stream that will not be read any further.
-async fn settle(stream: Stream, ending: Ending) -> Result<(Settled, Credits), Error> {
+fn settle(stream: Stream, ending: Ending) -> Settling {
     let Stream { meter, bill, status, .. } = stream;
-    let output = meter.output_text();
-    let end = End { ending, reading: meter.into_reading(), output, status };
-    bill.settle(end).await
+    // Only an estimate reads it.
+    let output = match meter.reading().usage {
+        Some(_) => (String::new(), 0),
+        None => meter.output_text(),
+    };
+    bill.settle(End { ending, reading: meter.into_reading(), output, status })
 }
 
 /// The client is gone. Reading on takes a task of its own, if there is room for one.
@@ -287,7 +284,7 @@ impl Drop for Tap {
         let State::Streaming(stream) = state else { return };
         stream.bill.client().left();
         let ctx = Arc::clone(&self.ctx);
-        self.ctx.tasks.spawn(async move {
+        self.ctx.spawn(async move {
             let id = stream.bill.id().to_owned();
             if let Err(error) = drain(&ctx, *stream).await {
                 tracing::error!(request.id = id, "not settled yet: {error}");

@@ -98,6 +98,9 @@ fn check_priced(price: &Price, request: &Request) -> Result<(), Error> {
     {
         return refuse("service_tier", format!("\"{}\" has no price here", shown(tier)));
     }
+    if let Some(geo) = &request.inference_geo {
+        return refuse("inference_geo", format!("\"{}\" has no price here", shown(geo)));
+    }
     if let Some(tool) = request.hosted_tools.iter().find(|tool| !price.fees.contains_key(*tool)) {
         return refuse("tools", format!("\"{}\" has no fee in the price table", shown(tool)));
     }

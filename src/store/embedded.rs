@@ -26,12 +26,14 @@ use readers::Readers;
 use sql::Fault;
 use writer::{Operation, Reply, Writer};
 
+mod books;
 mod file;
 mod keys;
 mod live;
 mod operations;
 mod read;
 mod readers;
+mod rows;
 mod sql;
 mod summary;
 #[cfg(test)]
@@ -200,7 +202,7 @@ async fn answered<T>(reply: Reply<T>) -> Result<T, StoreError> {
 
 fn abandon_flights(db: &mut rusqlite::Connection, now: Millis) -> Result<usize, rusqlite::Error> {
     let step = db.transaction()?;
-    let abandoned = match operations::abandon_flights(&step, now) {
+    let abandoned = match rows::abandon_flights(&step, now) {
         Ok(abandoned) => abandoned,
         Err(Fault::Db(error)) => return Err(error),
         Err(Fault::Refused(error)) => {

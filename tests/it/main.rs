@@ -3,11 +3,23 @@
 //! One test binary. [`support`] starts the parts; every other module is a subject with its
 //! tests. Nothing of Farebox itself is replaced: what these tests see, a client sees.
 
+mod admission;
+mod billing;
 mod cases;
+mod crash;
+mod cuts;
+mod disk;
+mod endpoints;
 mod evasion;
 mod harness;
 mod hostile;
 mod http;
 mod limits;
+mod pricing;
+mod reload;
 mod secrets;
+mod settlement;
+mod shutdown;
+mod streams;
 mod support;
+mod upstreams;

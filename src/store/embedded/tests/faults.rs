@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::Instant;
 
 use super::*;
@@ -19,16 +19,29 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 /// Makes the writer wait, so that what is submitted meanwhile shares one commit.
-struct Wait(mpsc::Receiver<()>);
+struct Wait {
+    has_begun: mpsc::Sender<()>,
+    // A receiver is for one thread at a time, which the writer is.
+    may_end: Mutex<mpsc::Receiver<()>>,
+}
 
-// A receiver may be used by one thread at a time, which the writer is.
-impl Operation for std::sync::Mutex<Wait> {
+impl Operation for Wait {
     type Output = ();
     fn apply(&self, _db: &Connection, _now: Millis) -> Result<(), Fault> {
+        self.has_begun.send(()).unwrap();
         // Ends when the sender is dropped.
-        let _ = self.lock().unwrap().0.recv();
+        let _ = self.may_end.lock().unwrap().recv();
         Ok(())
     }
+}
+
+/// The writer waits from now until what this returns is dropped.
+fn pause(bench: &Bench) -> mpsc::Sender<()> {
+    let (has_begun, begun) = mpsc::channel();
+    let (end, may_end) = mpsc::channel();
+    drop(bench.store.writer.submit(Wait { has_begun, may_end: Mutex::new(may_end) }));
+    begun.recv().unwrap();
+    end
 }
 
 /// Leaves the database no page to grow by, until there is room.
@@ -58,40 +71,66 @@ impl Operation for Faulty {
     }
 }
 
+/// A settlement that is larger than the free room of the pages that there are.
+fn large(id: &str) -> Settlement {
+    Settlement { flags: "x".repeat(100_000), ..settlement(id, "0.3") }
+}
+
+type Settling = tokio::task::JoinHandle<Result<Settled, StoreError>>;
+
+/// Fills the disk and settles `one`, which then waits until there is room.
+async fn settling_on_a_full_disk(bench: &Bench) -> (Arc<AtomicBool>, Settling) {
+    let has_room = Arc::new(AtomicBool::new(false));
+    let pause = pause(bench);
+    drop(bench.store.writer.submit(Squeeze { has_room: has_room.clone() }));
+    let store = bench.store.clone();
+    let settling = tokio::spawn(async move { store.settle(large("one")).await });
+    tokio::task::yield_now().await;
+    drop(pause);
+    eventually("not ready", async || bench.store.ready().await.is_err()).await;
+    (has_room, settling)
+}
+
 #[tokio::test]
 async fn a_settlement_outlives_a_full_disk_and_is_debited_once() {
-    let bench = Arc::new(Bench::with("1").await);
+    let bench = Bench::with("1").await;
     bench.admit("one").await.unwrap();
-    let has_room = Arc::new(AtomicBool::new(false));
-    let (go, wait) = mpsc::channel();
-    drop(bench.store.writer.submit(std::sync::Mutex::new(Wait(wait))));
-    drop(bench.store.writer.submit(Squeeze { has_room: has_room.clone() }));
-    // Larger than the free room of the pages that there are.
-    let large = Settlement { flags: "x".repeat(100_000), ..settlement("one", "0.3") };
-    let settling = tokio::spawn({
-        let store = bench.store.clone();
-        let large = large.clone();
-        async move { store.settle(large).await }
-    });
-    tokio::task::yield_now().await;
-    drop(go);
-    eventually("not ready", async || bench.store.ready().await.is_err()).await;
-
-    let unavailable = |result| matches!(result, Err(StoreError::Unavailable(_)));
-    assert!(unavailable(bench.store.admit(&account(), request("two"), LENIENT).await.map(drop)));
-    assert!(unavailable(bench.top_up("pay", "1").await.map(drop)));
-    assert!(unavailable(bench.store.own(&account(), "resp_1").await));
+    let (has_room, settling) = settling_on_a_full_disk(&bench).await;
     assert_eq!(bench.balance().await, "1", "reads still work, and nothing is half written");
     assert!(!settling.is_finished());
 
     has_room.store(true, Ordering::SeqCst);
     let settled = settling.await.unwrap().unwrap();
     assert_eq!(settled, Settled { balance: credits("0.7"), duplicate: false });
-    assert!(bench.store.ready().await.is_ok());
-    assert!(bench.admit("two").await.is_ok());
-    assert!(bench.store.settle(large).await.unwrap().duplicate);
+    assert!(bench.store.settle(large("one")).await.unwrap().duplicate);
     assert_eq!(bench.entries().await.len(), 2);
     assert_sound(&bench.path());
+}
+
+#[tokio::test]
+async fn nothing_is_admitted_or_granted_while_the_disk_is_full() {
+    let bench = Bench::with("1").await;
+    let (has_room, settling) = settling_on_a_full_disk(&bench).await;
+    let unavailable = |result| matches!(result, Err(StoreError::Unavailable(_)));
+    assert!(unavailable(bench.store.admit(&account(), request("two"), LENIENT).await.map(drop)));
+    assert!(unavailable(bench.top_up("pay", "1").await.map(drop)));
+    assert!(unavailable(bench.store.own(&account(), "resp_1").await));
+
+    has_room.store(true, Ordering::SeqCst);
+    settling.await.unwrap().unwrap();
+    assert!(bench.store.ready().await.is_ok());
+    assert!(bench.admit("two").await.is_ok());
+    assert!(!bench.top_up("pay", "1").await.unwrap().duplicate);
+}
+
+#[tokio::test]
+async fn a_store_does_not_close_over_a_settlement_that_is_not_written() {
+    let bench = Bench::with("1").await;
+    let (has_room, settling) = settling_on_a_full_disk(&bench).await;
+    assert!(matches!(bench.store.close().await, Err(StoreError::Unavailable(_))));
+    has_room.store(true, Ordering::SeqCst);
+    bench.store.close().await.unwrap();
+    assert_eq!(settling.await.unwrap().unwrap().balance, credits("0.7"));
 }
 
 #[tokio::test]
@@ -109,13 +148,12 @@ async fn a_store_with_nothing_to_write_finds_out_itself_that_the_disk_is_back() 
 
 #[tokio::test]
 async fn an_operation_that_fails_by_itself_does_not_take_others_with_it() {
-    let bench = Arc::new(Bench::with("1").await);
-    let (go, wait) = mpsc::channel();
-    drop(bench.store.writer.submit(std::sync::Mutex::new(Wait(wait))));
+    let bench = Bench::with("1").await;
+    let pause = pause(&bench);
     let before = bench.store.settle(settlement("one", "0.1"));
     let faulty = bench.store.writer.submit(Faulty);
     let after = bench.store.settle(settlement("two", "0.1"));
-    drop(go);
+    drop(pause);
     assert_eq!(before.await.unwrap().balance, credits("0.9"));
     assert!(matches!(faulty.await.unwrap(), Err(StoreError::Unavailable(_))));
     assert_eq!(after.await.unwrap().balance, credits("0.8"));
@@ -209,6 +247,21 @@ async fn a_long_request_is_noted_until_it_ends() {
     assert_eq!(flights(&bench), 1);
     bench.store.release(&account(), "released");
     eventually("no row", async || flights(&bench) == 0).await;
+}
+
+/// The writer looks for long requests when the settlement of one already waits.
+#[tokio::test]
+async fn a_request_noted_at_its_very_end_leaves_no_row() {
+    let bench = Bench::with("1").await;
+    bench.admit("one").await.unwrap();
+    let pause = pause(&bench);
+    let settling = bench.store.settle(settlement("one", "0.1"));
+    // Long enough for the writer's next look to be due.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    drop(pause);
+    settling.await.unwrap();
+    bench.settle("two", "0.1").await.unwrap();
+    assert_eq!(flights(&bench), 0);
 }
 
 #[tokio::test]

@@ -1,0 +1,163 @@
+//! Usage rows and their sums, also of requests that nobody settled.
+
+use rusqlite::{Connection, named_params, params};
+
+use super::HOUR_MS;
+use super::books::{Books, remember};
+use super::live::Flight;
+use super::sql::{Count, Fault, Json, Word};
+use crate::billing::{Credits, Usage};
+use crate::store::{AccountId, Attribution, Millis, Outcome, Settlement, Source};
+
+/// Writes the row of a request and adds it to the sums.
+pub(super) fn insert_usage(db: &Connection, row: &Settlement, ts: Millis) -> rusqlite::Result<()> {
+    let Settlement { attribution, usage, .. } = row;
+    db.prepare_cached(
+        "INSERT INTO usage (account, ts, id, key, model, served_model, upstream,
+             run, agent, session, origin, tag,
+             input, cached, cache_creation_5m, cache_creation_1h, output, reasoning,
+             input_audio, input_image, cached_audio, output_audio, output_image, calls,
+             charge, price_version, ttft_ms, latency_ms, stream,
+             outcome, source, http_status, flags)
+         VALUES (:account, :ts, :id, :key, :model, :served_model, :upstream,
+             :run, :agent, :session, :origin, :tag,
+             :input, :cached, :cache_creation_5m, :cache_creation_1h, :output, :reasoning,
+             :input_audio, :input_image, :cached_audio, :output_audio, :output_image, :calls,
+             :charge, :price_version, :ttft_ms, :latency_ms, :stream,
+             :outcome, :source, :http_status, :flags)",
+    )?
+    .execute(named_params! {
+        ":account": row.account,
+        ":ts": ts,
+        ":id": row.id,
+        ":key": row.key,
+        ":model": row.model,
+        ":served_model": row.served_model,
+        ":upstream": row.upstream,
+        ":run": attribution.run,
+        ":agent": attribution.agent,
+        ":session": attribution.session,
+        ":origin": attribution.origin,
+        ":tag": attribution.tag,
+        ":input": Count(usage.input),
+        ":cached": Count(usage.cached),
+        ":cache_creation_5m": Count(usage.cache_creation_5m),
+        ":cache_creation_1h": Count(usage.cache_creation_1h),
+        ":output": Count(usage.output),
+        ":reasoning": Count(usage.reasoning),
+        ":input_audio": Count(usage.input_audio),
+        ":input_image": Count(usage.input_image),
+        ":cached_audio": Count(usage.cached_audio),
+        ":output_audio": Count(usage.output_audio),
+        ":output_image": Count(usage.output_image),
+        ":calls": (!usage.calls.is_empty()).then_some(Json(&usage.calls)),
+        ":charge": row.charge,
+        ":price_version": row.price_version,
+        ":ttft_ms": row.ttft_ms,
+        ":latency_ms": row.latency_ms,
+        ":stream": row.stream,
+        ":outcome": Word(row.outcome),
+        ":source": Word(row.source),
+        ":http_status": row.http_status,
+        ":flags": row.flags,
+    })?;
+    add_to_sums(db, row, ts)
+}
+
+fn add_to_sums(db: &Connection, row: &Settlement, ts: Millis) -> rusqlite::Result<()> {
+    let Settlement { attribution, usage, .. } = row;
+    let cache_creation =
+        Count(usage.cache_creation_5m).column() + Count(usage.cache_creation_1h).column();
+    db.prepare_cached(
+        "INSERT INTO usage_hour (account, hour, model, key, tag, requests,
+             input, cached, cache_creation, output, charge, estimated)
+         VALUES (:account, :hour, :model, :key, :tag, 1,
+             :input, :cached, :cache_creation, :output, :charge, :estimated)
+         ON CONFLICT DO UPDATE SET
+             requests = requests + 1,
+             input = input + excluded.input,
+             cached = cached + excluded.cached,
+             cache_creation = cache_creation + excluded.cache_creation,
+             output = output + excluded.output,
+             charge = charge + excluded.charge,
+             estimated = estimated + excluded.estimated",
+    )?
+    .execute(named_params! {
+        ":account": row.account,
+        ":hour": ts.div_euclid(HOUR_MS),
+        ":model": row.model,
+        ":key": row.key,
+        ":tag": attribution.tag.as_deref().unwrap_or_default(),
+        ":input": Count(usage.input),
+        ":cached": Count(usage.cached),
+        ":cache_creation": cache_creation,
+        ":output": Count(usage.output),
+        ":charge": row.charge,
+        ":estimated": row.source == Source::Estimated,
+    })
+    .map(drop)
+}
+
+/// Lists the requests that the last process left behind, as usage rows without a charge.
+///
+/// A settlement that comes late is debited all the same, and its row takes their place.
+pub(super) fn abandon_flights(db: &Connection, now: Millis) -> Result<usize, Fault> {
+    let flights: Vec<Flight> = db
+        .prepare("SELECT account, id, key, model, admitted_at FROM flight")?
+        .query_map([], Flight::read)?
+        .collect::<Result<_, _>>()?;
+    for Flight { account, request, admitted_at } in &flights {
+        let books = Books::open(db, account, now)?;
+        books.touch(db)?;
+        let ran_ms = books.ts.saturating_sub(*admitted_at);
+        let row = Settlement {
+            id: request.id.clone(),
+            account: account.clone(),
+            key: request.key.clone(),
+            model: request.model.clone(),
+            served_model: None,
+            upstream: String::new(),
+            attribution: Attribution::default(),
+            usage: Usage::default(),
+            charge: Credits::ZERO,
+            price_version: String::new(),
+            ttft_ms: None,
+            latency_ms: u32::try_from(ran_ms.max(0)).unwrap_or(u32::MAX),
+            stream: false,
+            outcome: Outcome::Abandoned,
+            source: Source::None,
+            http_status: 0,
+            flags: String::new(),
+        };
+        remember(db, account, &request.id, None, None, books.balance)?;
+        insert_usage(db, &row, books.ts)?;
+    }
+    db.execute("DELETE FROM flight", [])?;
+    Ok(flights.len())
+}
+
+/// Takes back what [`abandon_flights`] wrote about a request.
+pub(super) fn remove_abandoned(
+    db: &Connection,
+    account: &AccountId,
+    id: &str,
+) -> rusqlite::Result<()> {
+    let (ts, key, model): (Millis, String, String) = db.query_row(
+        "DELETE FROM usage WHERE account = ? AND outcome = 'abandoned' AND outcome <> 'completed'
+             AND id = ? RETURNING ts, key, model",
+        params![account, id],
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    )?;
+    let hour = ts.div_euclid(HOUR_MS);
+    let sums = "account = ? AND hour = ? AND model = ? AND key = ? AND tag = ''";
+    db.execute(
+        &format!("UPDATE usage_hour SET requests = requests - 1 WHERE {sums}"),
+        params![account, hour, model, key],
+    )?;
+    db.execute(
+        &format!("DELETE FROM usage_hour WHERE {sums} AND requests = 0"),
+        params![account, hour, model, key],
+    )?;
+    db.execute("DELETE FROM op WHERE account = ? AND id = ?", params![account, id])?;
+    Ok(())
+}
