@@ -48,7 +48,8 @@ pub struct Config {
     pub max_choices: u64,
     /// Calls of `count_tokens` per key and minute; they are free.
     pub count_tokens_per_minute: u32,
-    /// Wrong keys from one address per minute, until it must wait.
+    /// Wrong keys from one address per minute, until it must wait for the rest of that minute,
+    /// right keys too. Behind a reverse proxy all clients share its address: set it higher.
     pub auth_failures_per_minute: u32,
 
     /// Open client connections.

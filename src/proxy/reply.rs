@@ -258,12 +258,10 @@ fn is_about_money_or_key(text: &[u8]) -> bool {
     let text = String::from_utf8_lossy(text).to_ascii_lowercase();
     [
         "insufficient_quota",
-        "credit balance",
+        "credit balance is too low",
         "billing_hard_limit",
         "billing_not_active",
-        "insufficient credits",
         "exceeded your current quota",
-        "payment required",
         "invalid_api_key",
         "api_key_invalid",
         "api key not valid",

@@ -180,6 +180,11 @@ impl Meter {
         self.hold == Hold::Last
     }
 
+    /// An event that may be the last one is held back: the end is due soon, or more events.
+    pub fn may_be_over(&self) -> bool {
+        self.hold == Hold::MaybeLast
+    }
+
     /// The body has ended or no more will be read: reads an unterminated last event, and
     /// returns the bytes held back.
     pub fn finish(&mut self) -> Bytes {

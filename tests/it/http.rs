@@ -1,16 +1,14 @@
 //! HTTP as hostile clients write it: each odd request has its status, leaves the connection
 //! as it says, and reaches the upstream not at all or as one well-formed request.
 
-use serde_json::json;
+mod http2;
+mod spoilt;
 
-use crate::support::account::chat;
-use crate::support::answer::Answer;
+use crate::support::credits;
 use crate::support::http::Call;
-use crate::support::prices::charge;
 use crate::support::proxy::{PROVIDER_KEY, Proxy, Setup};
 use crate::support::raw::Raw;
 use crate::support::upstream::{Received, Upstream};
-use crate::support::{credits, within};
 
 /// What becomes of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +67,6 @@ fn framed(key: &str, framing: &str, body: &str) -> String {
 /// Requests that are understood: what is sent, and what becomes of the connection.
 fn understood(key: &str) -> Vec<(&'static str, String, After)> {
     let length = format!("content-length: {}\r\n", BODY.len());
-    let post = format!("POST {CHAT} HTTP/1.1");
     let with = |more: &str| framed(key, &format!("{length}{more}"), BODY);
     let te = "transfer-encoding: chunked\r\n";
     let old = |base: &str, more: &str| {
@@ -122,11 +119,7 @@ fn understood(key: &str) -> Vec<(&'static str, String, After)> {
         ("blank lines first", format!("\r\n\r\n{}", with("")), Open),
         ("an unknown header", with("x-forwarded-host: evil\r\nforwarded: host=evil\r\n"), Open),
         ("many spaces", with("").replacen("host: x", "host:   x  ", 1), Open),
-        (
-            "names in capitals",
-            { with("").replacen("content-type", "CONTENT-TYPE", 1).replacen(&post, &post, 1) },
-            Open,
-        ),
+        ("names in capitals", { with("").replacen("content-type", "CONTENT-TYPE", 1) }, Open),
     ]
 }
 
@@ -155,7 +148,7 @@ fn refused(key: &str) -> Vec<(String, String, u16, After)> {
     for (name, header) in [
         ("a folded header", "x-a: 1\r\n folded\r\n"),
         ("a space before the colon", "x-a : 1\r\n"),
-        ("a NUL in a value", "x-a: 1\02\r\n"),
+        ("a NUL in a value", "x-a: 1\0\r\n"),
         ("a NUL in a name", "x\0a: 1\r\n"),
         ("a lone carriage return", "x-a: 1\r2\r\n"),
         ("a header without a colon", "x-a\r\n"),
@@ -291,143 +284,6 @@ async fn answered(proxy: &Proxy, request: &str, status: u16, after: After) -> Re
 
 fn get(path: &str, key: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n")
-}
-
-/// A small generator, so that a failure can be repeated by its seed.
-struct Seeded(u64);
-
-impl Seeded {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 16).unwrap() % n
-    }
-
-    fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
-        &all[self.below(all.len())]
-    }
-}
-
-/// A request with one to three of its bytes, lines or numbers spoilt.
-fn mutated(seed: u64, key: &str) -> Vec<u8> {
-    let mut random = Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let length = format!("connection: close\r\ncontent-length: {}\r\n", BODY.len());
-    let te = "connection: close\r\ntransfer-encoding: chunked\r\n";
-    let mut bytes = match random.below(3) {
-        0 => framed(key, te, &chunked(BODY)),
-        _ => framed(key, &length, BODY),
-    }
-    .into_bytes();
-    const INSERTS: &[&str] = &[
-        "\r",
-        "\n",
-        "\r\n",
-        "\r\n\r\n",
-        "\0",
-        " ",
-        "\t",
-        ":",
-        ",",
-        ";",
-        "%",
-        "..",
-        "/",
-        "\\",
-        "\"",
-        "}",
-        "{",
-        "é",
-        "host: y\r\n",
-        "content-length: 1\r\n",
-        "transfer-encoding: chunked\r\n",
-        "transfer-encoding: x\r\n",
-        "content-encoding: gzip\r\n",
-        "upgrade: websocket\r\n",
-        "authorization: Bearer x\r\n",
-        "expect: 100-continue\r\n",
-        "GET /v1/me HTTP/1.1\r\nhost: x\r\n\r\n",
-    ];
-    for _ in 0..=random.below(3) {
-        let at = random.below(bytes.len());
-        match random.below(6) {
-            0 => bytes[at] ^= 1 << random.below(8),
-            1 => {
-                bytes.remove(at);
-            }
-            2 => {
-                let insert = random.of(INSERTS).as_bytes().to_vec();
-                bytes.splice(at..at, insert);
-            }
-            3 => {
-                // At the start of a line, where headers and chunks begin.
-                let newlines = memchr::memchr_iter(b'\n', &bytes).map(|at| at + 1);
-                let starts: Vec<usize> = std::iter::once(0).chain(newlines).collect();
-                let at = *random.of(&starts);
-                let insert = random.of(INSERTS).as_bytes().to_vec();
-                bytes.splice(at..at, insert);
-            }
-            4 => {
-                let to = (at + 1 + random.below(40)).min(bytes.len());
-                let copy = bytes[at..to].to_vec();
-                bytes.splice(at..at, copy);
-            }
-            _ => bytes.truncate(at + 1),
-        }
-    }
-    bytes
-}
-
-#[tokio::test]
-async fn a_spoilt_request_is_refused_or_forwarded_well_formed_and_never_hangs() {
-    let upstream = Upstream::start().await;
-    let proxy = Setup::before(&upstream)
-        .setting("head_timeout", "\"400ms\"")
-        .setting("body_idle_timeout", "\"400ms\"")
-        .setting("auth_failures_per_minute", "1000000")
-        .start()
-        .await;
-    let account = proxy.default_account();
-    let mut running = tokio::task::JoinSet::new();
-    for seed in 1..=600_u64 {
-        if running.len() >= 40 {
-            running.join_next().await.unwrap().unwrap();
-        }
-        let (url, key) = (proxy.url(), account.key.clone());
-        running.spawn(async move {
-            let request = mutated(seed, &key);
-            let mut raw = Raw::connect(&url).await;
-            raw.write(&request).await;
-            let shown = || String::from_utf8_lossy(&request).into_owned();
-            let mut interim = 0;
-            // Several replies only where the mutation made several requests of one.
-            while let Some(reply) = raw.reply().await {
-                if reply.status == 100 {
-                    interim += 1;
-                    assert!(interim < 4, "seed {seed}: {}", shown());
-                    continue;
-                }
-                let fits = reply.status == 200 || reply.status / 100 == 4;
-                assert!(fits, "seed {seed}: {} for {}", reply.status, shown());
-            }
-        });
-    }
-    while let Some(done) = running.join_next().await {
-        done.unwrap();
-    }
-    for exchange in upstream.exchanges() {
-        let received = &exchange.request;
-        // The path and the body may have been spoilt into others that are served.
-        assert!(received.path.starts_with("/v1/"), "{received:?}");
-        assert!(received.complete && received.json().is_object(), "{received:?}");
-        assert!(!received.headers.iter().any(|(_, value)| value.contains(&account.key)));
-        assert!(received.header("transfer-encoding").is_none());
-        assert!(received.header("content-length").is_some(), "{received:?}");
-    }
-    account.settled().await;
-    account.check_books().await;
-    assert!(!proxy.output().contains("panicked"), "{}", proxy.output());
-    account.chat("Hi").await.expect(200);
 }
 
 #[tokio::test]
@@ -578,99 +434,4 @@ async fn a_client_that_leaves_inside_its_body_uses_nothing() {
     account.settled().await;
     assert_eq!(upstream.exchanges().len(), 1);
     assert_eq!(account.usage().await.len(), 1);
-}
-
-mod http2 {
-    //! HTTP/2 with prior knowledge.
-
-    use bytes::Bytes;
-    use http::{Request, Response};
-    use http_body_util::{BodyExt, Full};
-    use hyper::body::Incoming;
-    use hyper::client::conn::http2::SendRequest;
-    use hyper_util::rt::{TokioExecutor, TokioIo};
-
-    use super::*;
-
-    type Sender = SendRequest<Full<Bytes>>;
-
-    async fn connect(proxy: &Proxy) -> Sender {
-        let addr = proxy.url().replace("http://", "");
-        let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
-        let (sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-                .await
-                .unwrap();
-        tokio::spawn(connection);
-        sender
-    }
-
-    fn request(proxy: &Proxy, key: &str, body: &serde_json::Value) -> Request<Full<Bytes>> {
-        Request::post(format!("{}{CHAT}", proxy.url()))
-            .header("authorization", format!("Bearer {key}"))
-            .header("content-type", "application/json")
-            .body(Full::new(body.to_string().into()))
-            .unwrap()
-    }
-
-    async fn text(reply: Response<Incoming>) -> String {
-        let body = within("a body", reply.into_body().collect()).await.unwrap();
-        String::from_utf8(body.to_bytes().into()).unwrap()
-    }
-
-    #[tokio::test]
-    async fn streams_of_one_connection_have_each_their_own_key() {
-        let upstream = Upstream::start().await;
-        let proxy = Proxy::before(&upstream).await;
-        let first = proxy.account_with(credits("1")).await;
-        let second = proxy.account_with(credits("1")).await;
-        let mut sender = connect(&proxy).await;
-        let mut body = chat("test", "Hi");
-        body["stream"] = json!(true);
-        let streamed = sender.send_request(request(&proxy, &first.key, &body));
-        let whole = sender.send_request(request(&proxy, &second.key, &chat("test", "Hi")));
-        let wrong = sender.send_request(request(&proxy, "wrong", &body));
-        let (streamed, whole, wrong) =
-            within("replies", async { tokio::join!(streamed, whole, wrong) }).await;
-        assert_eq!(wrong.unwrap().status(), 401);
-        assert!(text(whole.unwrap()).await.contains("Hello world"));
-        assert!(text(streamed.unwrap()).await.ends_with("data: [DONE]\n\n"));
-        for account in [first, second] {
-            account.settled().await;
-            assert_eq!(account.usage().await.len(), 1);
-            account.check_books().await;
-        }
-    }
-
-    /// Streams that are opened and reset as fast as it goes are settled as the upstream
-    /// bills them, and leave no place taken.
-    #[tokio::test]
-    async fn rapid_resets_leave_nothing_unsettled() {
-        let upstream = Upstream::answering(Answer::text(["a", "b", "c"])).await;
-        let proxy = Setup::before(&upstream).setting("max_drains", "10000").start().await;
-        let account = proxy.account_with(credits("1")).await;
-        let mut body = chat("test", "Hi");
-        for stream in [false, true] {
-            body["stream"] = json!(stream);
-            for round in 0..6 {
-                let mut sender = connect(&proxy).await;
-                for i in 0..40 {
-                    // A server may well have enough of this and close.
-                    let Ok(()) = sender.ready().await else { break };
-                    let reply = sender.send_request(request(&proxy, &account.key, &body));
-                    let reply = tokio::spawn(reply);
-                    if (i + round) % 3 == 0 {
-                        tokio::task::yield_now().await;
-                    }
-                    reply.abort();
-                }
-            }
-        }
-        account.settled().await;
-        let bills = upstream.bills();
-        let billed = bills.iter().map(|bill| charge("test", &bill.counts)).sum();
-        assert_eq!(account.check_books().await, billed, "{} bills", bills.len());
-        account.chat("Hi").await.expect(200);
-        assert!(!proxy.output().contains("panicked"));
-    }
 }

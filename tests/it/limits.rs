@@ -265,9 +265,7 @@ async fn a_client_that_does_not_read_is_dropped_and_charged_for_the_whole_reply(
     account.check_books().await;
 }
 
-/// The address waits with all its keys, the right one too, but a minute at most: the windows
-/// of `proxy::limit` end by themselves. Behind a proxy of their own all clients of a server
-/// share one address, so the limit is a setting.
+/// The address waits with all its keys, the right one too, until the minute is over.
 #[tokio::test]
 async fn an_address_that_tries_many_keys_has_to_wait() {
     let (upstream, proxy, account) = start(&[("auth_failures_per_minute", "5")]).await;

@@ -283,7 +283,7 @@ async fn all_kinds_of_traffic(upstream: &Upstream, proxy: &Proxy, account: &Acco
         format!("{{\"model\":\"test\",\"stream\":\"{PROMPT}\"}}"),
         format!("{{\"model\":\"test\",\"service_tier\":[\"{PROMPT}\"]}}"),
         format!("{{\"model\":\"test\",\"messages\":[{{\"a\":\"{PROMPT}\",\"a\":1}}]}}"),
-        format!("{PROMPT}"),
+        PROMPT.to_owned(),
     ] {
         errors.push(account.call(CHAT, &Value::Null).body(body).reply().await.expect(400));
     }
