@@ -1,7 +1,7 @@
 //! The control plane: JSON under `/admin/v1` on a listener of its own, for the operator.
 //!
 //! One list, [`ROUTES`], makes the router and the OpenAPI description. Every request passes
-//! [`guard`]: its `Host` must be one of ours, which stops other sites' pages from reaching a
+//! `guard`: its `Host` must be one of ours, which stops other sites' pages from reaching a
 //! loopback listener through DNS, and what is below `/admin` needs the admin key. There are
 //! no CORS headers and no cookies. Failures become replies in [`error`].
 

@@ -5,10 +5,11 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -52,6 +53,9 @@ pub type Reply = Response<Body>;
 /// The status on rows of requests whose client left before there was a reply.
 const CLIENT_CLOSED: u16 = 499;
 
+/// Longest pause in a body that is only read to be thrown away.
+const LINGER: Duration = Duration::from_secs(2);
+
 /// What every request needs.
 pub struct Context {
     /// Settings.
@@ -68,13 +72,14 @@ pub struct Context {
     pub stop: CancellationToken,
     upstreams: HashMap<String, Upstream>,
     drains: Semaphore,
+    runtime: tokio::runtime::Handle,
     gate: request::Settings,
     bad_keys: limit::PerMinute<IpAddr>,
     counted: limit::PerMinute<String>,
 }
 
 impl Context {
-    /// Prepares the upstreams; connects to nothing yet.
+    /// Prepares the upstreams; connects to nothing yet. Call it inside the runtime that serves.
     pub fn new(config: Config, store: Arc<dyn Store>, prices: Arc<Prices>) -> Self {
         let upstreams = config
             .upstreams
@@ -88,6 +93,7 @@ impl Context {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             upstreams,
+            runtime: tokio::runtime::Handle::current(),
             drains: Semaphore::new(config.max_drains),
             gate: request::Settings {
                 max_choices: config.max_choices,
@@ -97,6 +103,12 @@ impl Context {
             counted: limit::PerMinute::new(config.count_tokens_per_minute),
             config,
         }
+    }
+
+    /// Starts work that outlives its client. Also callable where no runtime is entered, as in a
+    /// drop while the process ends.
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn_on(work, &self.runtime);
     }
 
     /// Whether a model has an upstream that is configured.
@@ -119,16 +131,39 @@ struct Shape {
 
 /// The life of a request. Every failure becomes a reply in `error`.
 pub async fn serve(ctx: Arc<Context>, request: Request<Incoming>, peer: IpAddr) -> Reply {
-    let id = format!("req_{}", ulid::Ulid::generate());
+    let id = new_id();
     let mut shape = Shape::default();
-    let mut reply = match answer(&ctx, &id, request, peer, &mut shape).await {
-        Ok(reply) => reply,
-        Err(error) => error.into_reply(shape.endpoint, shape.stream, &id),
+    let (head, mut body) = request.into_parts();
+    let (reply, is_coming) = match answer(&ctx, &id, &head, &mut body, peer, &mut shape).await {
+        Ok(reply) => (reply, true),
+        Err(error) => {
+            let is_coming = !matches!(error, Error::BodyTimeout | Error::BodyCut(_));
+            (error.into_reply(shape.endpoint, shape.stream, &id), is_coming)
+        }
     };
-    ctx.metrics.replied(shape.endpoint, reply.status());
+    // A client that waits for a 100 does not send what was refused.
+    if is_coming && !body.is_end_stream() && !head.headers.contains_key(header::EXPECT) {
+        tokio::spawn(discard(body, ctx.config.max_body_bytes));
+    }
+    finish(&ctx, reply, shape.endpoint, id)
+}
+
+/// The reply to one request too many.
+fn shed(ctx: &Context) -> Reply {
+    let id = new_id();
+    finish(ctx, Error::Overloaded.into_reply(None, false, &id), None, id)
+}
+
+fn new_id() -> String {
+    format!("req_{}", ulid::Ulid::generate())
+}
+
+/// Counts a reply and gives it its id.
+fn finish(ctx: &Context, mut reply: Reply, endpoint: Option<Endpoint>, id: String) -> Reply {
+    ctx.metrics.replied(endpoint, reply.status());
     if let Ok(id) = HeaderValue::from_maybe_shared(Bytes::from(id)) {
         // Anthropic's SDKs read `request-id`, OpenAI's `x-request-id`.
-        if matches!(shape.endpoint, Some(Endpoint::Messages | Endpoint::CountTokens)) {
+        if matches!(endpoint, Some(Endpoint::Messages | Endpoint::CountTokens)) {
             reply.headers_mut().insert("request-id", id.clone());
         }
         reply.headers_mut().insert("x-request-id", id);
@@ -136,18 +171,30 @@ pub async fn serve(ctx: Arc<Context>, request: Request<Incoming>, peer: IpAddr) 
     reply
 }
 
+/// Reads on in a body that nobody needs. A client that is still sending it would otherwise
+/// see a broken connection instead of the reply. What is too much or too slow is broken off.
+async fn discard(mut body: Incoming, limit_bytes: usize) {
+    let mut left = limit_bytes;
+    while let Ok(Some(Ok(frame))) = tokio::time::timeout(LINGER, body.frame()).await {
+        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+            Some(rest) => left = rest,
+            None => break,
+        }
+    }
+}
+
 async fn answer(
     ctx: &Arc<Context>,
     id: &str,
-    request: Request<Incoming>,
+    head: &Parts,
+    body: &mut Incoming,
     peer: IpAddr,
     shape: &mut Shape,
 ) -> Result<Reply, Error> {
     let started = Instant::now();
-    let (head, body) = request.into_parts();
-    let route = accept::route(&head)?;
+    let route = accept::route(head)?;
     shape.endpoint = route.endpoint();
-    accept::inspect(&head, &route)?;
+    accept::inspect(head, &route)?;
     let key = authenticate::authenticate(ctx, &head.headers, peer).await?;
     let (endpoint, path_model) = match route {
         Route::Call(endpoint, path_model) => (endpoint, path_model),
@@ -176,7 +223,13 @@ async fn answer(
     }
     let bill = admit(ctx, &key, &head.headers, &call, started).await?;
     let client = bill.client();
-    Surviving::of_client(ctx, client, exchange(Arc::clone(ctx), call, bill)).await
+    let exchange = Surviving::of_client(ctx, client, exchange(Arc::clone(ctx), call, bill));
+    tokio::select! {
+        biased;
+        reply = exchange => reply,
+        // Nothing has been said to the client yet; dropped, the bill settles itself.
+        () = ctx.stop.cancelled() => Err(Error::Draining),
+    }
 }
 
 /// A request that is understood and has somewhere to go.
@@ -189,7 +242,7 @@ struct Call {
 }
 
 /// Reads a body, bounded by the bytes that arrive and not by what is declared.
-async fn read(ctx: &Context, mut body: Incoming) -> Result<Bytes, Error> {
+async fn read(ctx: &Context, body: &mut Incoming) -> Result<Bytes, Error> {
     let limit_bytes = ctx.config.max_body_bytes;
     if body.size_hint().lower() > limit_bytes as u64 {
         return Err(Error::BodyTooLarge { limit_bytes });
@@ -274,7 +327,9 @@ fn attribute(headers: &HeaderMap, request: &request::Request, key: &Key) -> Attr
 
 /// Sends the request upstream and turns what comes back into the reply.
 async fn exchange(ctx: Arc<Context>, call: Call, mut bill: Bill) -> Result<Reply, Error> {
-    match route::forward(&ctx, &call, |upstream| bill.sent(upstream)).await {
+    let client = bill.client();
+    let sent = |upstream: &str| bill.sent(upstream);
+    match route::forward(&ctx, &call, sent, || !client.is_gone()).await {
         Ok((upstream, reply)) => reply::pass(&ctx, &call, upstream, reply, bill).await,
         Err(error) => {
             let status = error.parts().0.as_u16();

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::billing::ledger::Kind;
@@ -53,6 +53,31 @@ pub struct Running {
     listeners: Vec<tokio::task::JoinHandle<()>>,
 }
 
+/// Taken from before anyone can know that the server runs: what is not taken ends the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn take() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next one that asks for the end.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
 /// Serves until told to end.
 ///
 /// # Errors
@@ -60,6 +85,7 @@ pub struct Running {
 /// Why it could not start, in one sentence, with the fix.
 pub async fn run(config: Config, presets: Presets) -> anyhow::Result<()> {
     telemetry::start(&config);
+    let signals = Signals::take()?;
     let prices = Arc::new(load_prices(&config)?);
     let store = open_store(&config)?;
     let mut running = start(Start { config, presets, store, prices }).await?;
@@ -69,7 +95,7 @@ pub async fn run(config: Config, presets: Presets) -> anyhow::Result<()> {
     }
     println!("listening on {}", running.url);
     println!("control plane on {}", running.admin_url);
-    running.until_told().await
+    running.until_told(signals).await
 }
 
 /// Loads the price table.
@@ -152,8 +178,8 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
 }
 
 async fn bind(address: std::net::SocketAddr, variable: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address}: end what uses it, or set {variable} to another")
+    TcpListener::bind(address).await.map_err(|error| {
+        anyhow!("cannot listen on {address} ({error}): set {variable} to an address that is free")
     })
 }
 
@@ -163,11 +189,9 @@ impl Running {
     /// # Errors
     ///
     /// When the store cannot be closed.
-    pub async fn until_told(self) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+    async fn until_told(self, mut signals: Signals) -> anyhow::Result<()> {
         loop {
+            let Signals { terminate, interrupt, hangup } = &mut signals;
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
@@ -175,13 +199,7 @@ impl Running {
             }
         }
         tracing::info!("ending: running requests may go on; a second signal ends them");
-        let again = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        self.end(again).await
+        self.end(signals.end()).await
     }
 
     /// Ends: waits for what runs, at most `drain_timeout` or until `hurry`.
@@ -200,14 +218,16 @@ impl Running {
                 inference.await.ok();
                 tasks.wait().await;
             });
-            tokio::select! {
-                () = &mut finished => {}
-                () = tokio::time::sleep(patience) => {}
-                () = hurry => {}
-            }
+            let is_finished = tokio::select! {
+                () = &mut finished => true,
+                () = tokio::time::sleep(patience) => false,
+                () = hurry => false,
+            };
             // From here on nothing waits for an upstream any more.
             self.ctx.stop.cancel();
-            tokio::time::timeout(Duration::from_secs(10), finished).await.ok();
+            if !is_finished {
+                tokio::time::timeout(Duration::from_secs(10), finished).await.ok();
+            }
         }
         for listener in self.listeners {
             listener.abort();
@@ -337,14 +357,16 @@ pub fn banner(running: &Running) -> String {
     let priced = table.models.iter().filter(|model| running.ctx.is_callable(model)).count();
     let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     let upstreams = if names.is_empty() {
-        "none: set OPENAI_API_KEY, ANTHROPIC_API_KEY, … or try `farebox demo`".to_owned()
+        "none: set OPENAI_API_KEY, or try `farebox demo`".to_owned()
     } else {
         format!("{} ({priced} priced models)", names.join(", "))
     };
     let reach =
         |url: &str| url.replace("//0.0.0.0:", "//localhost:").replace("//[::]:", "//localhost:");
     format!(
-        "farebox {version}   store {store}   upstreams {upstreams}\n\n\
+        "farebox {version}\n\n\
+         \x20 Upstreams                     {upstreams}\n\
+         \x20 Store                         {store}\n\
          \x20 Base URL for OpenClaw / n8n   {base}/v1\n\
          \x20 Control plane                 {admin}\n\
          \x20 Admin key                     {admin_key}\n\n\

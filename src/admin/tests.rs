@@ -10,103 +10,17 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::key;
-use crate::store::{self, AccountId, Answer, Page, Rows, StoreError};
+use crate::store::AccountId;
+use crate::store::embedded::{Embedded, Options};
 
 mod stored;
 
-/// A store that is away.
-struct Away;
-
-fn away<'a, T: Send + 'a>() -> Answer<'a, T> {
-    Box::pin(async { Err(StoreError::Unavailable("it is away".to_owned())) })
-}
-
-impl Store for Away {
-    fn create_account(&self, _: AccountId, _: String) -> Answer<'_, store::Account> {
-        away()
-    }
-    fn account(&self, _: &AccountId) -> Answer<'_, store::Account> {
-        away()
-    }
-    fn accounts(&self, _: Page) -> Answer<'_, Rows<store::Account>> {
-        away()
-    }
-    fn create_key(&self, _: store::Key, _: KeyHash) -> Answer<'_, store::Key> {
-        away()
-    }
-    fn key(&self, _: &KeyHash) -> Answer<'_, Option<Arc<store::Key>>> {
-        away()
-    }
-    fn keys(&self, _: &AccountId) -> Answer<'_, Vec<store::Key>> {
-        away()
-    }
-    fn revoke_key(&self, _: &AccountId, _: &str) -> Answer<'_, store::Key> {
-        away()
-    }
-    fn admit(
-        &self,
-        _: &AccountId,
-        _: store::Candidate,
-        _: store::Admission,
-    ) -> Answer<'_, Result<store::Admitted, store::Refused>> {
-        away()
-    }
-    fn release(&self, _: &AccountId, _: &str) {}
-    fn settle(&self, _: store::Settlement) -> Answer<'_, store::Settled> {
-        away()
-    }
-    fn grant(&self, _: store::Grant) -> Answer<'_, store::Granted> {
-        away()
-    }
-    fn refund(&self, _: store::Undo) -> Answer<'_, store::Granted> {
-        away()
-    }
-    fn reverse(&self, _: store::Undo) -> Answer<'_, store::Granted> {
-        away()
-    }
-    fn close_account(&self, _: &AccountId, _: String) -> Answer<'_, store::Account> {
-        away()
-    }
-    fn lots(&self, _: &AccountId, _: store::LotFilter, _: Page) -> Answer<'_, Rows<store::LotRow>> {
-        away()
-    }
-    fn entries(
-        &self,
-        _: &AccountId,
-        _: store::EntryFilter,
-        _: Page,
-    ) -> Answer<'_, Rows<store::Entry>> {
-        away()
-    }
-    fn usage(
-        &self,
-        _: &AccountId,
-        _: store::UsageFilter,
-        _: Page,
-    ) -> Answer<'_, Rows<store::UsageRow>> {
-        away()
-    }
-    fn summary(
-        &self,
-        _: &AccountId,
-        _: store::UsageFilter,
-        _: store::Group,
-        _: jiff::tz::TimeZone,
-    ) -> Answer<'_, Vec<store::SummaryRow>> {
-        away()
-    }
-    fn own(&self, _: &AccountId, _: &str) -> Answer<'_, ()> {
-        away()
-    }
-    fn owns(&self, _: &AccountId, _: &str) -> Answer<'_, bool> {
-        away()
-    }
-    fn ready(&self) -> Answer<'_, ()> {
-        away()
-    }
-    fn close(&self) -> Answer<'_, ()> {
-        away()
-    }
+/// An embedded store that is away: closed, and its disk is gone.
+async fn away() -> Arc<dyn Store> {
+    let disk = tempfile::tempdir().unwrap();
+    let store = Embedded::open(&disk.path().join("farebox.db"), Options::default()).unwrap();
+    store.close().await.unwrap();
+    store
 }
 
 /// A control plane that listens, and its admin key.
@@ -133,7 +47,7 @@ impl Reply {
 
 impl Control {
     async fn start() -> Self {
-        Self::before(Arc::new(Away)).await
+        Self::before(away().await).await
     }
 
     async fn before(store: Arc<dyn Store>) -> Self {
@@ -397,7 +311,9 @@ async fn a_body_is_json_by_its_own_word_and_short() {
 async fn a_store_that_is_away_is_said_without_its_inner_words() {
     let reply = Control::start().await.get("/admin/v1/accounts/default").await;
     assert_eq!((reply.status, reply.code().as_str()), (503, "ledger_unavailable"));
-    assert!(!reply.body.contains("it is away"));
+    for inner in ["farebox.db", "database", "closed"] {
+        assert!(!reply.body.contains(inner), "{}", reply.body);
+    }
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub struct Usage {
     /// The part of `output` that was images.
     pub output_image: u64,
     /// Calls of tools that the upstream runs and bills by the call, by the names of
-    /// [`crate::billing::price::Fee`].
+    /// [`crate::billing::price::FEES`].
     pub calls: BTreeMap<&'static str, u64>,
 }
 

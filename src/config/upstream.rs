@@ -20,7 +20,8 @@ pub struct Upstream {
     pub name: String,
     /// Which formats it speaks.
     pub kind: Kind,
-    /// What the endpoints' paths are appended to, such as `https://api.openai.com/v1`.
+    /// What the endpoints' paths are appended to, such as `https://api.openai.com/v1`. A query,
+    /// such as Azure's `?api-version=…`, stays at the end.
     pub base_url: String,
     /// The variable that holds its key; also read as `…_FILE`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -111,7 +112,7 @@ impl Upstream {
                     "base_url is an address of cloud metadata services, never a provider".into(),
                 );
             }
-            Ok(uri) if uri.host().is_some() && uri.query().is_none() => {
+            Ok(uri) if uri.host().is_some() => {
                 let local = uri.host().is_some_and(is_loopback);
                 match uri.scheme_str() {
                     Some("https") => {}
@@ -163,7 +164,11 @@ impl Upstream {
     /// The address of an endpoint, or `None` where this kind of upstream does not serve it.
     /// Anthropic and Gemini also speak chat completions, each under a path of its own.
     pub fn url(&self, endpoint: Endpoint, model: &str) -> Option<String> {
-        let base = self.base_url.trim_end_matches('/');
+        let (base, query) = match self.base_url.split_once('?') {
+            Some((base, query)) => (base, format!("?{query}")),
+            None => (self.base_url.as_str(), String::new()),
+        };
+        let base = base.trim_end_matches('/');
         let path = match (self.kind, endpoint) {
             (Kind::Openai, Endpoint::Chat) => "/chat/completions".into(),
             (Kind::Openai, Endpoint::Completions) => "/completions".into(),
@@ -186,7 +191,7 @@ impl Upstream {
             Kind::Gemini if self.has_path() => base.to_owned(),
             Kind::Gemini => format!("{base}/v1beta"),
         };
-        Some(base + &path)
+        Some(base + &path + &query)
     }
 
     fn has_path(&self) -> bool {
@@ -263,6 +268,10 @@ mod tests {
         let url = |kind, base, endpoint| Upstream::new("u", kind, base, None).url(endpoint, "m-1");
         let is = |got: Option<String>, want: &str| assert_eq!(got.as_deref(), Some(want));
         is(url(Kind::Openai, "https://a/v1/", Endpoint::Chat), "https://a/v1/chat/completions");
+        is(
+            url(Kind::Openai, "https://a/openai/deployments/d?api-version=1", Endpoint::Chat),
+            "https://a/openai/deployments/d/chat/completions?api-version=1",
+        );
         is(url(Kind::Anthropic, "https://a", Endpoint::Messages), "https://a/v1/messages");
         is(url(Kind::Anthropic, "https://a/v1", Endpoint::Messages), "https://a/v1/messages");
         is(

@@ -53,6 +53,10 @@ impl Route {
 ///
 /// [`Error::NoSuchEndpoint`], [`Error::Method`].
 pub fn route(head: &Parts) -> Result<Route, Error> {
+    if head.method == Method::CONNECT {
+        // Its target is no path. We are nobody's tunnel.
+        return Err(Error::Method { allow: "GET, HEAD, POST" });
+    }
     let route = find(head.uri.path()).ok_or(Error::NoSuchEndpoint)?;
     let (fits, allow) = match route {
         Route::Call(..) => (head.method == Method::POST, "POST"),

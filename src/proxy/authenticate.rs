@@ -44,13 +44,15 @@ fn presented(headers: &HeaderMap) -> Result<&str, Error> {
             "There is no API key. Send one as \"Authorization: Bearer …\" or \"x-api-key\".".into(),
         )
     };
-    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    let bearer = text(header::AUTHORIZATION.as_str()).and_then(|value| {
-        let (scheme, key) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+    let texts = |name: &str| {
+        headers.get_all(name).into_iter().map(|value| value.to_str().unwrap_or_default())
+    };
+    let bearers = texts(header::AUTHORIZATION.as_str()).map(|value| match value.split_once(' ') {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
+        _ => "",
     });
-    let given = [bearer, text("x-api-key"), text("x-goog-api-key")];
-    let mut keys = given.into_iter().flatten().filter(|key| !key.is_empty());
+    let given = bearers.chain(texts("x-api-key")).chain(texts("x-goog-api-key"));
+    let mut keys = given.filter(|key| !key.is_empty());
     let key = keys.next().ok_or_else(missing)?;
     if keys.any(|other| other != key) {
         return Err(Error::ApiKey("Two different API keys were sent. Send one.".into()));
@@ -149,5 +151,7 @@ mod tests {
         assert!(presented(&headers(&[])).is_err());
         assert!(presented(&headers(&[("authorization", "Basic k1")])).is_err());
         assert!(presented(&headers(&[("authorization", "Bearer a"), ("x-api-key", "b")])).is_err());
+        let twice = headers(&[("authorization", "Bearer a"), ("authorization", "Bearer b")]);
+        assert!(presented(&twice).is_err());
     }
 }

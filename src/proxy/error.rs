@@ -165,13 +165,10 @@ impl Error {
             }
             Self::ObjectNotFound { .. } => (StatusCode::NOT_FOUND, INVALID, "object_not_found"),
             Self::OutOfCredits { style, .. } => match style {
-                Rejection::Limit | Rejection::Billing => {
+                Rejection::Limit | Rejection::Billing | Rejection::Message => {
                     (StatusCode::PAYMENT_REQUIRED, "insufficient_credits", "insufficient_credits")
                 }
                 Rejection::BadRequest => (StatusCode::BAD_REQUEST, INVALID, "insufficient_credits"),
-                Rejection::Message => {
-                    (StatusCode::OK, "insufficient_credits", "insufficient_credits")
-                }
             },
             Self::NotOpen => (StatusCode::FORBIDDEN, "permission_error", "account_closed"),
             Self::TooManyConcurrent { .. } => {
@@ -299,9 +296,9 @@ impl Error {
         self.log(status, code, request_id);
         if let (Self::OutOfCredits { style: Rejection::Message, .. }, Some(endpoint)) =
             (&self, endpoint)
+            && let Some((kind, body)) =
+                wire::refusal::message(endpoint, stream, &self.to_string(), request_id)
         {
-            let (kind, body) =
-                wire::refusal::message(endpoint, stream, &self.to_string(), request_id);
             let mut reply = Response::new(Body::whole(body.into()));
             reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
             reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

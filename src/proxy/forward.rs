@@ -184,8 +184,9 @@ impl Upstream {
             Some(address) => address.clone(),
             None => {
                 let url = self.config.url(endpoint, model)?;
+                let join = if url.contains('?') { '&' } else { '?' };
                 let sse = endpoint == Endpoint::StreamGenerate && stream;
-                if sse { format!("{url}?alt=sse").parse() } else { url.parse::<Uri>() }.ok()?
+                if sse { format!("{url}{join}alt=sse").parse() } else { url.parse::<Uri>() }.ok()?
             }
         };
         let own_api = endpoint.kind() == self.config.kind;

@@ -26,8 +26,11 @@ impl<K: Hash + Eq + Clone> PerMinute<K> {
 
     /// Counts one, and says how many seconds to wait if that is too many.
     pub fn take(&self, key: &K) -> Option<u64> {
+        self.take_at(key, Instant::now())
+    }
+
+    fn take_at(&self, key: &K, now: Instant) -> Option<u64> {
         self.idle.store(false, Ordering::Relaxed);
-        let now = Instant::now();
         let mut windows = self.windows.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if windows.len() > MANY {
             windows.retain(|_, (start, _)| now.duration_since(*start) < WINDOW);
@@ -43,13 +46,17 @@ impl<K: Hash + Eq + Clone> PerMinute<K> {
 
     /// Whether the key has used up its minute; counts nothing.
     pub fn is_over(&self, key: &K) -> bool {
+        self.is_over_at(key, Instant::now())
+    }
+
+    fn is_over_at(&self, key: &K, now: Instant) -> bool {
         if self.idle.load(Ordering::Relaxed) {
             return false;
         }
         let windows = self.windows.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        windows
-            .get(key)
-            .is_some_and(|(start, count)| *count >= self.limit && start.elapsed() < WINDOW)
+        windows.get(key).is_some_and(|(start, count)| {
+            *count >= self.limit && now.duration_since(*start) < WINDOW
+        })
     }
 }
 
@@ -66,5 +73,16 @@ mod tests {
         assert!(limit.take(&"a").is_some());
         assert!(!limit.is_over(&"b"));
         assert_eq!(limit.take(&"b"), None);
+    }
+
+    #[test]
+    fn nobody_waits_longer_than_the_minute_that_began_with_the_first() {
+        let limit = PerMinute::new(2);
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!([limit.take_at(&"a", start), limit.take_at(&"a", after(59))], [None; 2]);
+        assert!(limit.is_over_at(&"a", after(59)));
+        assert!(!limit.is_over_at(&"a", after(60)));
+        assert_eq!(limit.take_at(&"a", after(60)), None);
     }
 }

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
@@ -19,12 +20,15 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
-use super::error::Error;
-use super::{Context, Reply, serve};
+use super::{Context, Reply, serve, shed};
+use crate::config::Config;
+
+/// How long clients may take for the end of their replies when the process stops.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Accepts connections until `closing`, then lets those that are open come to their end.
 ///
@@ -66,16 +70,19 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
         };
         stream.set_nodelay(true).ok();
         let door = door.clone();
+        let shedding = Arc::clone(&ctx);
+        let asked = Arc::new(AtomicBool::new(false));
+        let io = Timed::new(TokioIo::new(stream), &ctx.config, Arc::clone(&asked));
         let service = TowerToHyperService::new(service_fn(move |request: Request<Incoming>| {
-            let door = door.clone();
+            asked.store(true, Ordering::Relaxed);
+            let (door, ctx) = (door.clone(), Arc::clone(&shedding));
             async move {
                 match door.oneshot((request, peer)).await {
                     Ok(reply) => Ok::<_, Infallible>(reply),
-                    Err(_) => Ok(Error::Overloaded.into_reply(None, false, "")),
+                    Err(_) => Ok(shed(&ctx)),
                 }
             }
         }));
-        let io = Patient::new(TokioIo::new(stream), ctx.config.write_timeout);
         let connection = builder(&ctx).serve_connection(io, service).into_owned();
         let connection = graceful.watch(connection);
         running.spawn(async move {
@@ -85,14 +92,15 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
         });
     }
     drop(listener);
+    let mut ended = std::pin::pin!(graceful.shutdown());
     tokio::select! {
-        () = graceful.shutdown() => {}
+        () = &mut ended => {}
         () = ctx.stop.cancelled() => {
-            // Streams were told that they end; give their last events a moment to go out.
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            // Every reply ends now; their last words go out to those who take them.
+            tokio::time::timeout(LAST_WORDS, ended).await.ok();
         }
     }
-    // What still waits for an upstream is dropped here, and its bill settles itself.
+    // What is still here is dropped, and its bill settles itself.
     running.shutdown().await;
 }
 
@@ -147,18 +155,29 @@ impl Drop for Place {
     }
 }
 
-/// A connection whose client must take bytes: one that takes none for too long is dropped,
-/// and its reply is drained.
-struct Patient {
+/// A connection whose client must do its part: bring a first request in time, and take the
+/// bytes of its replies. One that takes none for too long is dropped, and its reply is drained.
+struct Timed {
     io: TokioIo<TcpStream>,
-    patience: Duration,
+    /// Set with the first request. Until then hyper's own limit does not cover a client that
+    /// is silent, or that begins HTTP/2 and asks for nothing.
+    asked: Arc<AtomicBool>,
+    /// The end of the wait for it.
+    opening: Pin<Box<Sleep>>,
+    write_timeout: Duration,
     /// Runs while a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
-impl Patient {
-    const fn new(io: TokioIo<TcpStream>, patience: Duration) -> Self {
-        Self { io, patience, waiting: None }
+impl Timed {
+    fn new(io: TokioIo<TcpStream>, config: &Config, asked: Arc<AtomicBool>) -> Self {
+        Self {
+            io,
+            asked,
+            opening: Box::pin(tokio::time::sleep(config.head_timeout)),
+            write_timeout: config.write_timeout,
+            waiting: None,
+        }
     }
 
     fn check(
@@ -170,26 +189,31 @@ impl Patient {
             self.waiting = None;
             return Poll::Pending;
         }
-        let patience = self.patience;
-        let waiting = self
-            .waiting
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + patience)));
+        let timeout = self.write_timeout;
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         ready!(waiting.as_mut().poll(cx));
         Poll::Ready(io::Error::from(io::ErrorKind::TimedOut))
     }
 }
 
-impl Read for Patient {
+impl Read for Timed {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut TaskContext<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
+        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        if read.is_pending()
+            && !self.asked.load(Ordering::Relaxed)
+            && self.opening.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
     }
 }
 
-impl Write for Patient {
+impl Write for Timed {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut TaskContext<'_>,

@@ -18,20 +18,17 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::Context;
 use super::body::Decoder;
 use super::error::Error;
-use super::settle::{Bill, End, Ending};
-use super::{Context, survive::Surviving};
-use crate::billing::Credits;
-use crate::store::Settled;
+use super::settle::{Bill, End, Ending, Settling};
 use crate::wire::Endpoint;
 use crate::wire::meter::Meter;
 
 /// After the terminal event an upstream may take so long to close; a client waits for its end.
 const GRACE: Duration = Duration::from_millis(500);
-
-/// The result of a settlement: the balance after it, and the charge.
-pub type Settling = Surviving<Result<(Settled, Credits), Error>>;
+/// The same after an event that only may be the last, as in Gemini's streams.
+const LONG_GRACE: Duration = Duration::from_secs(5);
 
 /// A reply on its way, not at its end yet.
 pub struct Stream {
@@ -49,6 +46,18 @@ pub struct Stream {
     pub deadline: Instant,
     /// The status that the client got.
     pub status: u16,
+}
+
+impl Stream {
+    /// How long the upstream may be silent now, and whether the reply is whole if it is longer.
+    fn pause(&self) -> (Duration, bool) {
+        let grace = match (self.meter.is_terminal(), self.meter.may_be_over()) {
+            (true, _) => Some(GRACE),
+            (false, true) => Some(LONG_GRACE),
+            (false, false) => None,
+        };
+        (grace.unwrap_or(self.idle_timeout).min(self.idle_timeout), grace.is_some())
+    }
 }
 
 /// A body from an upstream, with an encoding undone that we did not ask for.
@@ -227,14 +236,14 @@ impl Tap {
             return Poll::Ready((Ending::Ours, Some(Error::Draining)));
         }
         let State::Streaming(stream) = &self.state else { return Poll::Pending };
-        let done = stream.meter.is_terminal();
-        let pause = if done { GRACE.min(stream.idle_timeout) } else { stream.idle_timeout };
+        let (pause, done) = stream.pause();
         let overdue = (self.heard + pause).min(stream.deadline);
         if Instant::now() < overdue {
             // The timer is moved when it fires or must fire earlier, not with each frame.
-            if self.timer.deadline() > overdue || self.timer.as_mut().poll(cx).is_ready() {
-                self.timer.as_mut().reset(overdue);
+            if self.timer.deadline() <= overdue && self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
             }
+            self.timer.as_mut().reset(overdue);
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
@@ -267,17 +276,19 @@ impl Tap {
             request_id: stream.bill.id().to_owned(),
         };
 
-        let settling = Surviving::new(&self.ctx, settle(*stream, ending));
-        self.state = State::Settling(settling, last);
+        self.state = State::Settling(settle(*stream, ending), last);
     }
 }
 
 /// Settles a stream that will not be read any further.
-async fn settle(stream: Stream, ending: Ending) -> Result<(Settled, Credits), Error> {
+fn settle(stream: Stream, ending: Ending) -> Settling {
     let Stream { meter, bill, status, .. } = stream;
-    let output = meter.output_text();
-    let end = End { ending, reading: meter.into_reading(), output, status };
-    bill.settle(end).await
+    // Only an estimate reads it.
+    let output = match meter.reading().usage {
+        Some(_) => (String::new(), 0),
+        None => meter.output_text(),
+    };
+    bill.settle(End { ending, reading: meter.into_reading(), output, status })
 }
 
 /// The client is gone. Reading on takes a task of its own, if there is room for one.
@@ -287,7 +298,7 @@ impl Drop for Tap {
         let State::Streaming(stream) = state else { return };
         stream.bill.client().left();
         let ctx = Arc::clone(&self.ctx);
-        self.ctx.tasks.spawn(async move {
+        self.ctx.spawn(async move {
             let id = stream.bill.id().to_owned();
             if let Err(error) = drain(&ctx, *stream).await {
                 tracing::error!(request.id = id, "not settled yet: {error}");
@@ -318,14 +329,15 @@ async fn drain(ctx: &Context, mut stream: Stream) -> Result<(), Error> {
 
 async fn read_to_end(stream: &mut Stream) -> Ending {
     loop {
-        let pause = if stream.meter.is_terminal() { GRACE } else { stream.idle_timeout };
+        let (pause, done) = stream.pause();
         match tokio::time::timeout(pause, stream.body.next()).await {
             Ok(Ok(bytes)) => {
                 stream.bill.first_byte();
                 stream.meter.push(bytes);
             }
             Ok(Err(Stop::End)) => return Ending::Whole,
-            Ok(Err(Stop::Cut)) | Err(_) if stream.meter.is_terminal() => return Ending::Whole,
+            Ok(Err(Stop::Cut)) if stream.meter.is_terminal() => return Ending::Whole,
+            Err(_) if done => return Ending::Whole,
             Ok(Err(Stop::Cut)) | Err(_) => return Ending::Upstream,
         }
     }

@@ -156,7 +156,10 @@ async fn whole(
     bytes: Bytes,
     bill: Bill,
 ) -> Result<Reply, Error> {
-    let reading = read_whole(call.endpoint, &bytes);
+    let Some(reading) = read_whole(call.endpoint, &bytes) else {
+        // Such as a page of HTML from something between us and the provider.
+        return fail(bill, Error::UpstreamInvalid("it is not JSON")).await;
+    };
     let output = match reading.usage {
         Some(_) => (String::new(), 0),
         None => whole_text(call.endpoint, &bytes),
@@ -198,24 +201,19 @@ async fn refusal(
     body: &mut meter::Upstream,
     upstream: &Upstream,
 ) -> Result<Reply, Error> {
-    let mut text = Vec::new();
-    while let Ok(Ok(bytes)) = tokio::time::timeout(upstream.idle_timeout, body.next()).await {
-        text.extend_from_slice(&bytes);
-        if text.len() > MAX_REFUSAL_BYTES {
-            break;
-        }
-    }
-    let error = match status.as_u16() {
-        401..=403 => Error::UpstreamAuth(status),
-        _ if is_about_money(&text) => Error::UpstreamAuth(status),
-        408 | 504 => Error::UpstreamTimeout,
-        429 => Error::UpstreamBusy { wait_s: wait_s(headers) },
-        400 | 404 | 409 | 413 | 415 | 422 if text.len() <= MAX_REFUSAL_BYTES => {
+    let text = read_refusal(body, upstream).await;
+    let about_us = text.as_deref().is_some_and(|text| is_about_the_operator(text, upstream));
+    let error = match (status.as_u16(), text) {
+        (401..=403, _) => Error::UpstreamAuth(status),
+        _ if about_us => Error::UpstreamAuth(status),
+        (408 | 504, _) => Error::UpstreamTimeout,
+        (429, _) => Error::UpstreamBusy { wait_s: wait_s(headers) },
+        (400 | 404 | 409 | 413 | 415 | 422, Some(text)) => {
             let content_type = headers.get(CONTENT_TYPE).cloned();
             return Ok(reply_with(status, content_type, Body::whole(text.into())));
         }
-        400..=499 => Error::UpstreamInvalid("an unexpected refusal"),
-        500..=599 => Error::UpstreamStatus(status),
+        (400..=499, _) => Error::UpstreamInvalid("an unexpected refusal"),
+        (500..=599, _) => Error::UpstreamStatus(status),
         _ => Error::UpstreamInvalid("a redirect or another unexpected status"),
     };
     if let Error::UpstreamAuth(_) = error {
@@ -228,17 +226,48 @@ async fn refusal(
     Err(error)
 }
 
-/// Whether a refusal is about the operator's account at the upstream.
-fn is_about_money(text: &[u8]) -> bool {
+/// The text of a refusal; `None` if it is cut, too long, or longer on its way than one pause
+/// in a reply may last.
+async fn read_refusal(body: &mut meter::Upstream, upstream: &Upstream) -> Option<Vec<u8>> {
+    let reading = async {
+        let mut text = Vec::new();
+        loop {
+            match body.next().await {
+                Ok(bytes) => text.extend_from_slice(&bytes),
+                Err(Stop::End) => return Some(text),
+                Err(Stop::Cut) => return None,
+            }
+            if text.len() > MAX_REFUSAL_BYTES {
+                return None;
+            }
+        }
+    };
+    tokio::time::timeout(upstream.idle_timeout, reading).await.ok()?
+}
+
+/// Whether a refusal is about the operator's account or key at the upstream, or shows the key.
+fn is_about_the_operator(text: &[u8], upstream: &Upstream) -> bool {
+    let key = upstream.config.api_key.as_ref().map(|key| key.expose()).unwrap_or_default();
+    let shows_key = !key.is_empty() && memchr::memmem::find(text, key.as_bytes()).is_some();
+    shows_key || is_about_money_or_key(text)
+}
+
+/// Whether a refusal speaks of the operator's money or key. Gemini refuses a wrong key with
+/// 400.
+fn is_about_money_or_key(text: &[u8]) -> bool {
     let text = String::from_utf8_lossy(text).to_ascii_lowercase();
     [
         "insufficient_quota",
-        "credit balance",
+        "credit balance is too low",
         "billing_hard_limit",
         "billing_not_active",
-        "insufficient credits",
         "exceeded your current quota",
-        "payment required",
+        "invalid_api_key",
+        "api_key_invalid",
+        "api key not valid",
+        "api key expired",
+        "incorrect api key",
+        "invalid x-api-key",
     ]
     .iter()
     .any(|words| text.contains(words))
@@ -259,7 +288,7 @@ pub async fn count_tokens(ctx: &Arc<Context>, key: &Key, call: &Call) -> Result<
     if let Some(wait_s) = ctx.counted.take(&key.id) {
         return Err(Error::RateLimited { wait_s: wait_s.min(10) });
     }
-    let (upstream, reply) = route::forward(ctx, call, |_| ()).await?;
+    let (upstream, reply) = route::forward(ctx, call, |_| (), || true).await?;
     let (head, body) = reply.into_parts();
     let mut body = meter::Upstream::new(body, decoder(&head.headers)?);
     if !head.status.is_success() {
@@ -289,9 +318,14 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_about_the_operators_money_is_told_from_one_about_the_request() {
-        assert!(is_about_money(br#"{"error":{"message":"Your credit balance is too low"}}"#));
-        assert!(is_about_money(br#"{"error":{"code":"insufficient_quota"}}"#));
-        assert!(!is_about_money(br#"{"error":{"message":"max_tokens is too large"}}"#));
+    fn a_refusal_about_the_operators_account_is_told_from_one_about_the_request() {
+        for ours in [
+            "Your credit balance is too low",
+            "insufficient_quota",
+            "API key not valid. Please pass a valid API key.",
+        ] {
+            assert!(is_about_money_or_key(ours.as_bytes()), "{ours}");
+        }
+        assert!(!is_about_money_or_key(br#"{"error":{"message":"max_tokens is too large"}}"#));
     }
 }

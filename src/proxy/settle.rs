@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::Context;
 use super::error::Error;
+use super::survive::Surviving;
 use crate::billing::price::{Model, charge};
 use crate::billing::{Credits, Usage};
 use crate::store::{AccountId, Attribution, Outcome, Settled, Settlement, Source, StoreError};
@@ -63,10 +64,14 @@ impl Client {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    fn is_gone(&self) -> bool {
+    /// Whether it hung up.
+    pub fn is_gone(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
+
+/// The result of a settlement: the balance after it, and the charge.
+pub type Settling = Surviving<Result<(Settled, Credits), Error>>;
 
 /// A request that was admitted and is not settled yet.
 pub struct Bill {
@@ -76,18 +81,7 @@ pub struct Bill {
 
 /// What a settlement needs to know of the request.
 struct Facts {
-    id: String,
-    account: AccountId,
-    key: String,
-    endpoint: Endpoint,
-    model: Arc<Model>,
-    price_version: String,
-    attribution: Attribution,
-    stream: bool,
-    asks_1h_cache: bool,
-    /// For an estimate; dropped as soon as the input is known.
-    body: Bytes,
-    started: Instant,
+    opening: Opening,
     ttft: Option<Duration>,
     upstream: String,
     client: Client,
@@ -122,27 +116,10 @@ pub struct Opening {
 impl Bill {
     /// Opens a bill for a request that the store has admitted.
     pub fn open(ctx: &Arc<Context>, opening: Opening) -> Self {
-        let Opening { id, account, key, endpoint, model, price_version, .. } = opening;
         ctx.metrics.in_flight.inc();
-        Self {
-            ctx: Arc::clone(ctx),
-            facts: Some(Box::new(Facts {
-                id,
-                account,
-                key,
-                endpoint,
-                model,
-                price_version,
-                attribution: opening.attribution,
-                stream: opening.stream,
-                asks_1h_cache: opening.asks_1h_cache,
-                body: opening.body,
-                started: opening.started,
-                ttft: None,
-                upstream: String::new(),
-                client: Client::default(),
-            })),
-        }
+        let facts =
+            Facts { opening, ttft: None, upstream: String::new(), client: Client::default() };
+        Self { ctx: Arc::clone(ctx), facts: Some(Box::new(facts)) }
     }
 
     /// From now on the upstream may bill: the request is on its way to it.
@@ -157,7 +134,7 @@ impl Bill {
         if let Some(facts) = &mut self.facts
             && facts.ttft.is_none()
         {
-            facts.ttft = Some(facts.started.elapsed());
+            facts.ttft = Some(facts.opening.started.elapsed());
         }
     }
 
@@ -168,12 +145,7 @@ impl Bill {
 
     /// The request's id.
     pub fn id(&self) -> &str {
-        self.facts.as_ref().map_or("", |facts| &facts.id)
-    }
-
-    /// The model that the request is priced as.
-    pub fn model(&self) -> Option<Arc<Model>> {
-        self.facts.as_ref().map(|facts| Arc::clone(&facts.model))
+        self.facts.as_ref().map_or("", |facts| &facts.opening.id)
     }
 
     /// Prices what a reply reports; `None` if it reports nothing that can be priced.
@@ -187,16 +159,16 @@ impl Bill {
         priced(ctx, model, asks_1h, usage, reading, &mut Vec::new()).map(|(_, charge)| charge)
     }
 
-    /// Settles: debit, entry, usage row and totals in one step, once.
+    /// Settles: debit, entry, usage row and totals in one step, once. Comes to its end whether
+    /// or not anybody waits for it.
     ///
     /// # Errors
     ///
     /// [`Error::Ledger`] when the store cannot take it now; the store keeps it and repeats it.
-    pub async fn settle(mut self, end: End) -> Result<(Settled, Credits), Error> {
+    pub fn settle(mut self, end: End) -> Settling {
         let facts = self.facts.take().expect("only settling and dropping take it, once");
         self.ctx.metrics.in_flight.dec();
-        let ctx = Arc::clone(&self.ctx);
-        settle(ctx, *facts, end).await
+        Surviving::new(&self.ctx, settle(Arc::clone(&self.ctx), *facts, end))
     }
 }
 
@@ -205,7 +177,7 @@ impl Drop for Bill {
         let Some(facts) = self.facts.take() else { return };
         self.ctx.metrics.in_flight.dec();
         if facts.upstream.is_empty() {
-            self.ctx.store.release(&facts.account, &facts.id);
+            self.ctx.store.release(&facts.opening.account, &facts.opening.id);
             return;
         }
         let end = End {
@@ -215,8 +187,8 @@ impl Drop for Bill {
             status: super::CLIENT_CLOSED,
         };
         let ctx = Arc::clone(&self.ctx);
-        self.ctx.tasks.spawn(async move {
-            let id = facts.id.clone();
+        self.ctx.spawn(async move {
+            let id = facts.opening.id.clone();
             if let Err(error) = settle(ctx, *facts, end).await {
                 tracing::error!(request.id = id, "unsettled: {error}");
             }
@@ -235,11 +207,11 @@ async fn settle(
 ) -> Result<(Settled, Credits), Error> {
     let decided = decide(&facts, &end);
     let mut flags: Vec<&'static str> = end.reading.flags.clone();
-    let model = Arc::clone(&facts.model);
+    let model = Arc::clone(&facts.opening.model);
     let reported = match decided.basis {
         Basis::Nothing => Some((Usage::default(), Credits::ZERO)),
         Basis::Reported => end.reading.usage.clone().and_then(|usage| {
-            priced(&ctx, &model, facts.asks_1h_cache, usage, &end.reading, &mut flags)
+            priced(&ctx, &model, facts.opening.asks_1h_cache, usage, &end.reading, &mut flags)
         }),
         Basis::Estimate { .. } => None,
     };
@@ -247,9 +219,10 @@ async fn settle(
         Some((usage, charge)) => (usage, charge, decided.source),
         None => {
             let with_output = !matches!(decided.basis, Basis::Estimate { output: false });
-            let body = std::mem::take(&mut facts.body);
+            let body = std::mem::take(&mut facts.opening.body);
             let usage = estimated(&facts, &end, body, with_output).await;
-            let priced = priced(&ctx, &model, facts.asks_1h_cache, usage, &end.reading, &mut flags);
+            let priced =
+                priced(&ctx, &model, facts.opening.asks_1h_cache, usage, &end.reading, &mut flags);
             // Our own counts are bounded by the bytes that passed, so this is never reached.
             let (usage, charge) = priced.unwrap_or_default();
             (usage, charge, Source::Estimated)
@@ -261,19 +234,19 @@ async fn settle(
         flags.push("unpriced_geo");
     }
     let settlement = Settlement {
-        served_model: served_model(&facts.model, &end.reading, &mut flags),
-        id: facts.id,
-        account: facts.account,
-        key: facts.key,
+        served_model: served_model(&facts.opening.model, &end.reading, &mut flags),
+        id: facts.opening.id,
+        account: facts.opening.account,
+        key: facts.opening.key,
         model: model.name.clone(),
         upstream: facts.upstream,
-        attribution: facts.attribution,
+        attribution: facts.opening.attribution,
         usage,
         charge,
-        price_version: facts.price_version,
+        price_version: facts.opening.price_version,
         ttft_ms: facts.ttft.map(millis),
-        latency_ms: millis(facts.started.elapsed()),
-        stream: facts.stream,
+        latency_ms: millis(facts.opening.started.elapsed()),
+        stream: facts.opening.stream,
         outcome: decided.outcome,
         source,
         http_status: end.status,
@@ -294,7 +267,7 @@ async fn settle(
         "settling"
     );
     let owner = settlement.account.clone();
-    let object = end.reading.response_id.filter(|_| facts.endpoint == Endpoint::Responses);
+    let object = end.reading.response_id.filter(|_| facts.opening.endpoint == Endpoint::Responses);
     let committed = async {
         if let Some(object) = object {
             // Both wait for the same commit.
@@ -362,8 +335,9 @@ fn decide_by(ending: Ending, reading: &Reading, client_gone: bool) -> Decided {
         (Ending::Upstream, false) => nothing(Some("upstream_fault")),
         (Ending::Whole, false) if reading.failed => nothing(None),
         (Ending::Whole, _) => estimate(true, Some("usage_missing")),
-        // The client left: providers bill the prompt, and what they had generated.
-        (Ending::Ours, output) => estimate(output, None),
+        // The client left: providers bill the prompt, and what they had generated. They do so
+        // too where it was we who stopped.
+        (Ending::Ours, output) => estimate(output, (!client_gone).then_some("stopped")),
     }
 }
 
@@ -371,8 +345,9 @@ fn decide_by(ending: Ending, reading: &Reading, client_gone: bool) -> Decided {
 async fn estimated(facts: &Facts, end: &End, body: Bytes, with_output: bool) -> Usage {
     let exact = end.reading.input.clone();
     let (text, bytes) = if with_output { end.output.clone() } else { (String::new(), 0) };
-    let endpoint = facts.endpoint;
-    let model = facts.model.upstreams.first().map_or_else(String::new, |(_, model)| model.clone());
+    let endpoint = facts.opening.endpoint;
+    let model =
+        facts.opening.model.upstreams.first().map_or_else(String::new, |(_, model)| model.clone());
     // The tokenizer takes milliseconds for a long text: not on a thread that serves others.
     let counted = tokio::task::spawn_blocking(move || {
         let mut usage = exact.unwrap_or_else(|| Usage {

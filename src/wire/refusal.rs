@@ -5,7 +5,14 @@ use serde_json::json;
 use super::Endpoint;
 
 /// Content type and body of a 200 reply whose only content is `text`; it used no tokens.
-pub fn message(endpoint: Endpoint, stream: bool, text: &str, id: &str) -> (&'static str, String) {
+///
+/// `None` where no assistant speaks: an empty answer of the right shape would be a lie.
+pub fn message(
+    endpoint: Endpoint,
+    stream: bool,
+    text: &str,
+    id: &str,
+) -> Option<(&'static str, String)> {
     let events = |events: &[serde_json::Value]| {
         let mut out = String::new();
         for event in events {
@@ -16,7 +23,7 @@ pub fn message(endpoint: Endpoint, stream: bool, text: &str, id: &str) -> (&'sta
         }
         out
     };
-    match (endpoint, stream) {
+    Some(match (endpoint, stream) {
         (Endpoint::Chat, false) => (JSON, chat(text, id, false).to_string()),
         (Endpoint::Chat, true) => (EVENTS, events(&[chat(text, id, true)]) + "data: [DONE]\n\n"),
         (Endpoint::Completions, _) => {
@@ -70,15 +77,11 @@ pub fn message(endpoint: Endpoint, stream: bool, text: &str, id: &str) -> (&'sta
             )
         }
         (Endpoint::Generate, _) => (JSON, gemini(text).to_string()),
-        (Endpoint::StreamGenerate, _) => (EVENTS, format!("data: {}\n\n", gemini(text))),
-        // No assistant speaks here: an empty answer of the right shape would be a lie.
-        (Endpoint::Embeddings | Endpoint::CountTokens, _) => (
-            JSON,
-            json!({ "error": { "message": text, "type": "insufficient_credits",
-                    "param": null, "code": "insufficient_credits" } })
-            .to_string(),
-        ),
-    }
+        // A stream that is not asked for as events is one array.
+        (Endpoint::StreamGenerate, false) => (JSON, json!([gemini(text)]).to_string()),
+        (Endpoint::StreamGenerate, true) => (EVENTS, format!("data: {}\n\n", gemini(text))),
+        (Endpoint::Embeddings | Endpoint::CountTokens, _) => return None,
+    })
 }
 
 const JSON: &str = "application/json";

@@ -3,6 +3,26 @@
 //! One test binary. [`support`] starts the parts; every other module is a subject with its
 //! tests. Nothing of Farebox itself is replaced: what these tests see, a client sees.
 
+mod admission;
+mod billing;
 mod cases;
+mod cli;
+mod crash;
+mod cuts;
+mod demo;
+mod disk;
+mod docs;
+mod endpoints;
+mod evasion;
 mod harness;
+mod hostile;
+mod http;
+mod limits;
+mod pricing;
+mod reload;
+mod secrets;
+mod settlement;
+mod shutdown;
+mod streams;
 mod support;
+mod upstreams;

@@ -8,8 +8,11 @@
 
 pub mod account;
 pub mod answer;
+pub mod books;
 pub mod edits;
+pub mod forms;
 pub mod http;
+pub mod load;
 pub mod prices;
 pub mod proxy;
 pub mod raw;
@@ -22,7 +25,7 @@ use std::time::Duration;
 use farebox::billing::Credits;
 
 /// Longest wait for anything that should happen at once: generous, as machines are shared.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An amount, such as `credits("4.9")`.
 pub fn credits(text: &str) -> Credits {

@@ -4,7 +4,6 @@ use serde_json::json;
 
 use super::*;
 use crate::billing::Usage;
-use crate::store::embedded::{Embedded, Options};
 use crate::store::{Attribution, Outcome, Settlement, Source};
 
 /// A control plane on a store of its own, with the account `default`.

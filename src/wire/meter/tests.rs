@@ -271,7 +271,7 @@ fn usage_nested_below_its_place_is_not_read() {
     passed(&mut meter, &[nested]);
     assert_eq!(meter.reading().usage, None);
     let body = br#"{"model":"m","choices":[{"message":{"content":"x"}}],"a":{"usage":{"prompt_tokens":1}}}"#;
-    assert_eq!(read_whole(Endpoint::Chat, body).usage, None);
+    assert_eq!(read_whole(Endpoint::Chat, body).unwrap().usage, None);
 }
 
 #[test]
@@ -279,15 +279,15 @@ fn a_whole_reply_without_usage_still_gives_its_text() {
     let body = br#"{"choices":[{"message":{"content":"one","tool_calls":[{"function":
         {"name":"f","arguments":"{}"}}]}}]}"#;
     assert_eq!(whole_text(Endpoint::Chat, body).0, "onef{}");
-    let reading = read_whole(Endpoint::Chat, body);
+    let reading = read_whole(Endpoint::Chat, body).unwrap();
     assert!(reading.output_seen && reading.usage.is_none());
 }
 
 #[test]
 fn an_error_in_an_array_is_an_error() {
     let body = br#"[{"error":{"code":400,"message":"x"}}]"#;
-    assert!(read_whole(Endpoint::Chat, body).failed);
-    assert!(read_whole(Endpoint::StreamGenerate, body).failed);
+    assert!(read_whole(Endpoint::Chat, body).unwrap().failed);
+    assert!(read_whole(Endpoint::StreamGenerate, body).unwrap().failed);
 }
 
 proptest! {

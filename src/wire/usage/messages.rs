@@ -119,9 +119,11 @@ impl Counts {
         split.is_none() && passes.is_none()
     }
 
-    /// The output has been reported, so the counts are complete.
+    /// Input and output have been reported. Totals that came without the start of their
+    /// message, which was lost, say nothing of the input, and missing is not zero.
     pub fn is_complete(&self) -> bool {
-        self.output.is_some() || self.passes.is_some()
+        let input = self.input.or(self.cached).or(self.written);
+        (self.output.is_some() && input.is_some()) || self.passes.is_some()
     }
 
     /// The counts in their classes; a count that is missing is zero.
@@ -215,6 +217,17 @@ mod tests {
         ]);
         assert_eq!((usage.cache_creation_5m, usage.cache_creation_1h), (0, 3300));
         assert_eq!(usage.output, 9);
+    }
+
+    #[test]
+    fn totals_whose_start_was_lost_are_not_taken_for_free_input() {
+        let mut counts = Counts::default();
+        let totals = Object::parse(r#"{"output_tokens":15}"#).unwrap();
+        counts.update(&totals, Stage::Totals).unwrap();
+        assert!(!counts.is_complete());
+        let cached = Object::parse(r#"{"cache_read_input_tokens":9,"output_tokens":15}"#).unwrap();
+        counts.update(&cached, Stage::Totals).unwrap();
+        assert!(counts.is_complete());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! An account from outside: its requests, and what the control plane says of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use farebox::billing::Credits;
@@ -102,9 +103,14 @@ impl Account {
         Self { key: key.into(), ..self.clone() }
     }
 
+    /// A path of the inference listener.
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.shared.url())
+    }
+
     /// A request to the inference listener, signed.
     pub fn call(&self, path: &str, body: &Value) -> Call {
-        Call::post(format!("{}{path}", self.shared.url()), body).bearer(&self.key)
+        Call::post(self.url(path), body).bearer(&self.key)
     }
 
     /// Posts and reads the whole reply.
@@ -114,7 +120,7 @@ impl Account {
 
     /// Gets from the inference listener.
     pub async fn get(&self, path: &str) -> Reply {
-        Call::get(format!("{}{path}", self.shared.url())).bearer(&self.key).reply().await
+        Call::get(self.url(path)).bearer(&self.key).reply().await
     }
 
     /// One chat completion of `test`, whole.
@@ -199,6 +205,10 @@ impl Account {
     /// Returns the sum of all debits.
     pub async fn check_books(&self) -> Credits {
         let (ledger, usage) = (self.ledger().await, self.usage().await);
+        let charges: HashMap<&str, Credits> =
+            usage.iter().map(|row| (row.id.as_str(), row.charge)).collect();
+        assert_eq!(charges.len(), usage.len(), "a request has one row");
+        let mut debits: HashMap<&str, usize> = HashMap::new();
         let mut balance = credits("0");
         let mut debited = credits("0");
         for (entry, seq) in ledger.iter().zip(1..) {
@@ -207,14 +217,14 @@ impl Account {
             assert_eq!(entry.balance_after, balance, "the balance runs on: {entry:?}");
             if entry.kind == "debit_ai" {
                 debited = debited.checked_add(-entry.amount).unwrap();
-                let rows: Vec<_> = usage.iter().filter(|row| row.id == entry.reference).collect();
-                assert_eq!(rows.len(), 1, "one request behind a debit: {entry:?}");
-                assert_eq!(rows[0].charge, -entry.amount, "the debit is the charge");
+                let charge = charges.get(entry.reference.as_str());
+                assert_eq!(charge, Some(&-entry.amount), "the debit is the charge: {entry:?}");
+                *debits.entry(&entry.reference).or_default() += 1;
             }
         }
         assert_eq!(self.balance().await, balance, "the balance is the sum of the ledger");
         for row in &usage {
-            let debits = ledger.iter().filter(|entry| entry.reference == row.id).count();
+            let debits = debits.get(row.id.as_str()).copied().unwrap_or_default();
             let owed = usize::from(row.charge != credits("0"));
             assert!(debits <= 1 && debits >= owed, "{debits} debits for {row:?}");
         }

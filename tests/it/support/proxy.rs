@@ -28,6 +28,7 @@ pub struct Setup {
     upstreams: Vec<(String, String)>,
     pricing: String,
     env: Vec<(String, String)>,
+    launcher: Vec<String>,
 }
 
 impl Setup {
@@ -46,6 +47,7 @@ impl Setup {
             upstreams: Vec::new(),
             pricing: prices::toml(),
             env: vec![("FAREBOX_INITIAL_CREDITS".into(), "100".into())],
+            launcher: Vec::new(),
         }
     }
 
@@ -79,6 +81,14 @@ impl Setup {
         self
     }
 
+    /// Starts the program by a shell: the script runs it, in its own place, by
+    /// `exec "$0" "$@"`. Its directory is `$HOME`.
+    pub fn by_shell(mut self, command: &[&str], script: &str) -> Self {
+        self.launcher = command.iter().map(|&word| word.into()).collect();
+        self.launcher.extend(["sh".into(), "-c".into(), script.into()]);
+        self
+    }
+
     /// Starts the program and waits until it listens.
     pub async fn start(self) -> Proxy {
         let dir = TempDir::new().unwrap();
@@ -105,8 +115,15 @@ impl Setup {
         }
         let shared = Shared { admin_key, urls: Mutex::default() };
         let output = Arc::new(Mutex::new(String::new()));
-        let mut proxy =
-            Proxy { dir, env, client_key, shared: Arc::new(shared), output, child: None };
+        let mut proxy = Proxy {
+            dir,
+            env,
+            launcher: self.launcher,
+            client_key,
+            shared: Arc::new(shared),
+            output,
+            child: None,
+        };
         proxy.spawn().await;
         proxy
     }
@@ -151,6 +168,7 @@ impl Shared {
 pub struct Proxy {
     dir: TempDir,
     env: Vec<(String, String)>,
+    launcher: Vec<String>,
     /// The key of the account `default`.
     pub client_key: String,
     shared: Arc<Shared>,
@@ -262,7 +280,10 @@ impl Proxy {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
+        self.prepared(Command::new(PROGRAM), args)
+    }
+
+    fn prepared(&self, mut command: Command, args: &[&str]) -> Command {
         command.args(args).env_clear().envs(self.env.iter().cloned());
         for name in ["PATH", "LLVM_PROFILE_FILE"] {
             if let Ok(value) = std::env::var(name) {
@@ -275,7 +296,15 @@ impl Proxy {
 
     async fn spawn(&mut self) {
         let printed_before = self.output().len();
-        let mut command = self.command(&["serve"]);
+        let mut command = match self.launcher.split_first() {
+            None => Command::new(PROGRAM),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(PROGRAM);
+                command
+            }
+        };
+        command = self.prepared(command, &["serve"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         collect(child.stdout.take().unwrap(), self.output.clone());

@@ -62,6 +62,19 @@ impl Raw {
         within("a raw reply", self.read_reply()).await
     }
 
+    /// Whether anything has come, or comes within a moment.
+    pub async fn has_more(&mut self) -> bool {
+        let moment = std::time::Duration::from_millis(100);
+        !self.buffer.is_empty() || tokio::time::timeout(moment, self.more()).await.is_ok()
+    }
+
+    /// Reads until what has come contains this text.
+    pub async fn until(&mut self, text: &str) {
+        while memchr::memmem::find(&self.buffer, text.as_bytes()).is_none() {
+            assert!(within("more of a raw reply", self.more()).await, "it ended before {text:?}");
+        }
+    }
+
     /// Whether the server closes the connection, with nothing more to say.
     pub async fn closes(&mut self) -> bool {
         self.buffer.is_empty() && !within("the end of a connection", self.more()).await

@@ -245,6 +245,17 @@ impl Script {
         self.before_each(&Step::Pass(gate.clone()))
     }
 
+    /// Waits for the gate after so many pieces, once.
+    pub fn gated_after(mut self, pieces: usize, gate: &Gate) -> Self {
+        let mut sends = 0;
+        let at = self.steps.iter().position(|step| {
+            sends += usize::from(matches!(step, Step::Send { .. }));
+            sends > pieces
+        });
+        self.steps.insert(at.unwrap_or(self.steps.len()), Step::Pass(gate.clone()));
+        self
+    }
+
     /// Pauses before each piece.
     pub fn paced(self, pause: Duration) -> Self {
         self.before_each(&Step::Wait(pause))
