@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::demo::DemoArgs;
 use crate::time::parse_duration;
 
 mod account;
@@ -30,7 +31,7 @@ use failure::{Exit, Failure};
 
 const EXAMPLES: &str = "\
 Examples:
-  farebox                                        serve, set up by the environment
+  farebox                    serve, set up by the environment
   farebox account create team-a --name \"Team A\"
   farebox key create --name openclaw --models 'claude-*,gemini-3-flash'
   farebox credit add 20 --note \"invoice 17\" --idempotency-key inv17
@@ -55,13 +56,31 @@ struct Cli {
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// The configuration file
-    #[arg(long, global = true, env = "FAREBOX_CONFIG", value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        env = "FAREBOX_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
     pub config: Option<PathBuf>,
     /// The control plane
-    #[arg(long, global = true, env = "FAREBOX_URL", default_value = "http://127.0.0.1:8081")]
+    #[arg(
+        long,
+        global = true,
+        env = "FAREBOX_URL",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:8081"
+    )]
     pub url: reqwest::Url,
     /// A file with the admin key; else FAREBOX_ADMIN_KEY, else admin-key beside the store
-    #[arg(long, global = true, env = "FAREBOX_ADMIN_KEY_FILE", value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        env = "FAREBOX_ADMIN_KEY_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
     pub admin_key_file: Option<PathBuf>,
     /// The account that is meant
     #[arg(long, global = true, default_value = "default", value_name = "ID")]
@@ -99,14 +118,15 @@ enum Command {
 }
 
 /// What runs in this process instead of asking a Farebox that runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Local {
     /// Meter, price and forward requests (the default)
     Serve,
     /// Check configuration, prices, upstreams and store, for CI too
     Check,
     /// Try everything with a built-in provider, without a key
-    Demo,
+    #[command(after_help = "Example:\n  farebox demo")]
+    Demo(DemoArgs),
 }
 
 /// What asks the control plane of a Farebox that runs.
@@ -177,8 +197,17 @@ pub fn run(host: &Host) -> ExitCode {
         Command::Price(command) => {
             let pricing = (host.pricing)(global.config.as_deref());
             let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr().lock());
-            match price::run(&command, pricing.as_deref(), global.json, &mut out, &mut err) {
+            match price::run(
+                &command,
+                pricing.as_deref(),
+                global.json,
+                context::style(),
+                &mut out,
+                &mut err,
+            ) {
                 Ok(code) => code.into(),
+                // A reader that has seen enough, such as `head`, is no failure.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
                 Err(error) => finish(Err(Failure::new(Exit::Failed, error.to_string()))),
             }
         }

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::{Host, Local};
 use crate::config::{Config, Presets, process_env};
+use crate::prices::PricesError;
 use crate::server;
+use crate::store::embedded::OpenError;
 
 /// What the command line needs of the program.
 pub const HOST: &Host = &Host { run, store, pricing };
@@ -15,7 +17,7 @@ fn run(local: Local, config: Option<&Path>) -> ExitCode {
     let done = match local {
         Local::Serve => serve(config),
         Local::Check => check(config),
-        Local::Demo => demo(),
+        Local::Demo(args) => block_on(crate::demo::run(args)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -41,22 +43,36 @@ fn load(path: Option<&Path>) -> Result<Config, Failure> {
         ("FAREBOX_CONFIG", Some(path)) => Some(path.display().to_string()),
         _ => process_env(name),
     };
-    Config::load(&env).map_err(|error| config_failure(&error))
+    Config::load(&env).map_err(|error| Failure::new(Exit::Config, error.to_string()))
 }
 
-fn config_failure(error: &dyn std::fmt::Display) -> Failure {
-    Failure::new(Exit::Config, format!("{error}\nThe server was not started."))
-        .next("farebox check")
+fn presets() -> Result<Presets, Failure> {
+    Presets::load(&process_env).map_err(|error| Failure::new(Exit::Config, error.to_string()))
 }
 
 fn serve(config: Option<&Path>) -> Result<(), Failure> {
-    let config = load(config)?;
-    let presets = Presets::load(&process_env).map_err(|error| config_failure(&error))?;
-    block_on(server::run(config, presets))
+    let started = load(config)
+        .and_then(|config| Ok((config, presets()?)))
+        .and_then(|(config, presets)| block_on(server::run(config, presets)));
+    started.map_err(|mut failure| {
+        if failure.exit == Exit::Config {
+            failure.message.push_str("\nThe server was not started.");
+            failure.next.get_or_insert_with(|| "farebox check".into());
+        }
+        failure
+    })
 }
 
-fn demo() -> Result<(), Failure> {
-    block_on(crate::demo::run())
+/// What a failure means for the exit code.
+fn failure(error: &anyhow::Error) -> Failure {
+    if let Some(prices) = error.downcast_ref::<PricesError>() {
+        return Failure::new(Exit::Config, format!("the prices cannot be used:\n{prices}"));
+    }
+    if let Some(store) = error.downcast_ref::<OpenError>() {
+        // Its text names its source already.
+        return Failure::new(Exit::Failed, store.to_string());
+    }
+    Failure::new(Exit::Failed, format!("{error:#}"))
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), Failure> {
@@ -64,15 +80,14 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), Failur
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failed, format!("no threads: {error}")))?;
-    runtime.block_on(work).map_err(|error| Failure::new(Exit::Failed, format!("{error:#}")))
+    runtime.block_on(work).map_err(|error| failure(&error))
 }
 
 /// Checks what `serve` would read, and says what it found.
 fn check(config: Option<&Path>) -> Result<(), Failure> {
     let config = load(config)?;
-    Presets::load(&process_env).map_err(|error| config_failure(&error))?;
-    let prices = server::load_prices(&config)
-        .map_err(|error| Failure::new(Exit::Config, format!("{error:#}")))?;
+    presets()?;
+    let prices = server::load_prices(&config).map_err(|error| failure(&error))?;
     let table = prices.table();
     println!("settings   ok");
     println!("prices     ok: {} models, version {}", table.models.len(), table.version);
@@ -97,8 +112,7 @@ fn check(config: Option<&Path>) -> Result<(), Failure> {
             }
         }
     }
-    let store = server::open_store(&config)
-        .map_err(|error| Failure::new(Exit::Failed, format!("store: {error:#}")))?;
+    let store = server::open_store(&config).map_err(|error| failure(&error))?;
     block_on(async move {
         store.ready().await?;
         Ok(store.close().await?)

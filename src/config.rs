@@ -229,7 +229,10 @@ impl Config {
     pub fn read(text: &str, name: &str, env: Env) -> Result<Self, ConfigError> {
         // Once for itself: only then does an error point at its line.
         if let Err(error) = toml::from_str::<Self>(text) {
-            let mut message = format!("{name}: {}", error.to_string().trim_end());
+            let text = error.to_string();
+            // A list of every name there is would bury the one that is wrong.
+            let (text, _) = text.split_once(", expected one of").unwrap_or((&text, ""));
+            let mut message = format!("{name}: {}", text.trim_end());
             if let Some(hint) = hint(error.message()) {
                 message.push('\n');
                 message.push_str(hint);

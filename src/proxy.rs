@@ -327,7 +327,9 @@ fn attribute(headers: &HeaderMap, request: &request::Request, key: &Key) -> Attr
 
 /// Sends the request upstream and turns what comes back into the reply.
 async fn exchange(ctx: Arc<Context>, call: Call, mut bill: Bill) -> Result<Reply, Error> {
-    match route::forward(&ctx, &call, |upstream| bill.sent(upstream)).await {
+    let client = bill.client();
+    let sent = |upstream: &str| bill.sent(upstream);
+    match route::forward(&ctx, &call, sent, || !client.is_gone()).await {
         Ok((upstream, reply)) => reply::pass(&ctx, &call, upstream, reply, bill).await,
         Err(error) => {
             let status = error.parts().0.as_u16();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -178,8 +178,8 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
 }
 
 async fn bind(address: std::net::SocketAddr, variable: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address}: end what uses it, or set {variable} to another")
+    TcpListener::bind(address).await.map_err(|error| {
+        anyhow!("cannot listen on {address} ({error}): set {variable} to an address that is free")
     })
 }
 
@@ -356,14 +356,16 @@ pub fn banner(running: &Running) -> String {
     let priced = table.models.iter().filter(|model| running.ctx.is_callable(model)).count();
     let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     let upstreams = if names.is_empty() {
-        "none: set OPENAI_API_KEY, ANTHROPIC_API_KEY, … or try `farebox demo`".to_owned()
+        "none: set OPENAI_API_KEY, or try `farebox demo`".to_owned()
     } else {
         format!("{} ({priced} priced models)", names.join(", "))
     };
     let reach =
         |url: &str| url.replace("//0.0.0.0:", "//localhost:").replace("//[::]:", "//localhost:");
     format!(
-        "farebox {version}   store {store}   upstreams {upstreams}\n\n\
+        "farebox {version}\n\n\
+         \x20 Upstreams                     {upstreams}\n\
+         \x20 Store                         {store}\n\
          \x20 Base URL for OpenClaw / n8n   {base}/v1\n\
          \x20 Control plane                 {admin}\n\
          \x20 Admin key                     {admin_key}\n\n\

@@ -102,8 +102,8 @@ fn table(context: &Context, accounts: &[Account]) -> String {
         ("HELD", Align::Right),
         ("AVAILABLE", Align::Right),
         ("RUNNING", Align::Right),
-        ("STATUS", Align::Left),
-        ("CREATED", Align::Left),
+        ("STATUS", Align::Whole),
+        ("CREATED", Align::Whole),
     ]);
     let column = |of: fn(&Account) -> crate::billing::Credits| {
         amounts(&accounts.iter().map(of).collect::<Vec<_>>())
@@ -118,7 +118,7 @@ fn table(context: &Context, accounts: &[Account]) -> String {
             columns[2][at].clone(),
             account.in_flight.to_string(),
             status(account.status).to_owned(),
-            context.clock(account.created_at),
+            context.day(account.created_at),
         ]);
     }
     table.render(context.style)

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
+use jiff::Zoned;
 use jiff::tz::TimeZone;
 use serde::de::DeserializeOwned;
 
@@ -15,7 +16,7 @@ use crate::store::Millis;
 use crate::time;
 
 /// Columns of a terminal that does not say how many it has.
-const TERMINAL_COLUMNS: usize = 100;
+const TERMINAL_COLUMNS: usize = 80;
 
 /// What a command works with.
 pub struct Context {
@@ -111,6 +112,21 @@ impl Context {
         time::in_zone(at, &self.zone).strftime("%Y-%m-%d %H:%M:%S").to_string()
     }
 
+    /// A day of the zone.
+    pub fn day(&self, at: Millis) -> String {
+        time::in_zone(at, &self.zone).strftime("%Y-%m-%d").to_string()
+    }
+
+    /// The heading over [`Context::moment`]s, with the zone as it is called now.
+    pub fn moment_heading(&self) -> String {
+        format!("TIME {}", time::in_zone(time::now(), &self.zone).strftime("%Z"))
+    }
+
+    /// An instant as short as it is plain: without the date today, without the year this year.
+    pub fn moment(&self, at: Millis) -> String {
+        moment(&time::in_zone(at, &self.zone), &time::in_zone(time::now(), &self.zone))
+    }
+
     /// The id of the key that a text names by its id or its name.
     ///
     /// # Errors
@@ -139,6 +155,17 @@ impl Context {
     }
 }
 
+fn moment(at: &Zoned, now: &Zoned) -> String {
+    let form = if at.date() == now.date() {
+        "%H:%M:%S"
+    } else if at.year() == now.year() {
+        "%b %d %H:%M:%S"
+    } else {
+        "%Y-%m-%d %H:%M:%S"
+    };
+    at.strftime(form).to_string()
+}
+
 fn zone(name: Option<&str>) -> Result<(TimeZone, String), Failure> {
     if let Some(name) = name {
         return match TimeZone::get(name) {
@@ -157,13 +184,15 @@ fn zone(name: Option<&str>) -> Result<(TimeZone, String), Failure> {
     })
 }
 
-fn style() -> Style {
+/// What the terminal behind stdout can do.
+pub fn style() -> Style {
     if !io::stdout().is_terminal() {
         return Style::default();
     }
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let asked = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let columns = asked.or_else(|| Some(terminal_size::terminal_size()?.0.0.into()));
     Style { bold: !set("NO_COLOR") && !is_dumb, width: Some(columns.unwrap_or(TERMINAL_COLUMNS)) }
 }
 
@@ -196,10 +225,28 @@ fn admin_key(global: &Global, host: &Host) -> Result<Secret, Failure> {
 
 fn read_key(path: &Path) -> Result<Secret, Failure> {
     let at = path.display();
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Failure::new(Exit::Auth, format!("the admin key in {at}: {e}")))?;
+    let failure = |why: &str| {
+        Failure::new(Exit::Auth, format!("the admin key in {at}: {why}"))
+            .next("farebox --admin-key-file FILE …    (or FAREBOX_ADMIN_KEY)")
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| failure(&error.to_string()))?;
     match text.trim() {
-        "" => Err(Failure::new(Exit::Auth, format!("the admin key in {at}: the file is empty"))),
+        "" => Err(failure("the file is empty")),
         key => Ok(Secret::new(key)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_says_no_more_than_is_needed() {
+        let at = |text: &str| text.parse::<Zoned>().unwrap();
+        let now = at("2026-11-21T10:00:00+01:00[Europe/Berlin]");
+        let shown = |text: &str| moment(&at(text), &now);
+        assert_eq!(shown("2026-11-21T00:00:01+01:00[Europe/Berlin]"), "00:00:01");
+        assert_eq!(shown("2026-11-20T23:59:59+01:00[Europe/Berlin]"), "Nov 20 23:59:59");
+        assert_eq!(shown("2025-12-31T08:00:00+01:00[Europe/Berlin]"), "2025-12-31 08:00:00");
     }
 }

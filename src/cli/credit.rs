@@ -31,7 +31,7 @@ pub enum CreditCommand {
 #[derive(Args, Debug)]
 pub struct ChangeArgs {
     /// Credits, such as 20 or 0.5
-    #[arg(value_parser = positive)]
+    #[arg(value_parser = positive, allow_negative_numbers = true)]
     amount: Credits,
     /// Why; shown in the ledger
     #[arg(long)]

@@ -58,7 +58,9 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", super::table::printable(&self.message))?;
+        // Configurations have several problems, each with its place: a line stays a line.
+        let lines: Vec<_> = self.message.lines().map(super::table::printable).collect();
+        write!(f, "error: {}", lines.join("\n"))?;
         match &self.next {
             Some(command) => write!(f, "\n next: {command}"),
             None => Ok(()),
@@ -85,6 +87,12 @@ mod tests {
         assert_eq!(failure.to_string(), "error: There is no account `x`.");
         let text = failure.next("farebox account list").to_string();
         assert_eq!(text, "error: There is no account `x`.\n next: farebox account list");
+    }
+
+    #[test]
+    fn a_message_keeps_its_lines_and_no_other_control_character() {
+        let failure = Failure::new(Exit::Config, "line 2:\n  x = 1\u{1b}[2J\nNot started.");
+        assert_eq!(failure.to_string(), "error: line 2:\n  x = 1\u{fffd}[2J\nNot started.");
     }
 
     #[test]

@@ -7,7 +7,6 @@ use super::context::Context;
 use super::failure::Failure;
 use super::table::{Align, Table};
 use crate::admin::keys::CreatedKey;
-use crate::key::Class;
 use crate::store::{Key, Millis, Rejection, Rows};
 use crate::time;
 
@@ -83,26 +82,25 @@ fn table(context: &Context, keys: &[Key]) -> String {
     let mut table = Table::new([
         ("ID", Align::Left),
         ("NAME", Align::Left),
-        ("KEY", Align::Left),
+        ("KEY", Align::Whole),
         ("TAG", Align::Left),
         ("MODELS", Align::Left),
-        ("STATUS", Align::Left),
-        ("CREATED", Align::Left),
-        ("EXPIRES", Align::Left),
+        ("STATUS", Align::Whole),
+        ("CREATED", Align::Whole),
+        ("EXPIRES", Align::Whole),
     ]);
     let now = time::now();
     for key in keys {
-        let day = |at| context.clock(at).chars().take("2026-09-21".len()).collect::<String>();
         let models = if key.models.is_empty() { "all".to_owned() } else { key.models.join(",") };
         table.row([
             key.id.clone(),
             key.name.clone(),
-            format!("{}…{}", Class::Client.prefix(), key.last4),
+            format!("…{}", key.last4),
             key.tag.clone().unwrap_or_default(),
             models,
             status(key, now).to_owned(),
-            day(key.created_at),
-            key.expires_at.map_or_else(|| "never".to_owned(), day),
+            context.day(key.created_at),
+            key.expires_at.map_or_else(|| "never".to_owned(), |at| context.day(at)),
         ]);
     }
     table.render(context.style)

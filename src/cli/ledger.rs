@@ -86,11 +86,11 @@ pub async fn run(context: &Context, args: LedgerArgs) -> Result<String, Failure>
 }
 
 fn table(context: &Context, entries: &[Entry]) -> String {
-    let time = format!("TIME ({})", context.zone_name);
+    let time = context.moment_heading();
     let mut table = Table::new([
         ("SEQ", Align::Right),
-        (&time, Align::Left),
-        ("KIND", Align::Left),
+        (&time, Align::Whole),
+        ("KIND", Align::Whole),
         ("AMOUNT", Align::Right),
         ("BALANCE", Align::Right),
         ("REF", Align::Left),
@@ -101,7 +101,7 @@ fn table(context: &Context, entries: &[Entry]) -> String {
     for ((entry, change), balance) in entries.iter().zip(changes).zip(balances) {
         table.row([
             entry.seq.to_string(),
-            context.clock(entry.ts),
+            context.moment(entry.ts),
             entry.kind.name().to_owned(),
             change,
             balance,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
+use super::table::{Align, Style, Table, count};
 use crate::billing::price::entry::Markup;
 use crate::billing::price::import::{Change, Format, Options, import, merge, plan};
 use crate::billing::price::problem::{Problem, Severity, render};
@@ -77,7 +78,7 @@ const FAILED: u8 = 1;
 const CONFIG: u8 = 3;
 
 /// Runs a command against the prices in `pricing`, or the built-in ones. Data goes to `out`,
-/// as JSON if `json`, messages to `err`. Returns the exit code.
+/// as JSON if `json`, tables in this style, messages to `err`. Returns the exit code.
 ///
 /// # Errors
 ///
@@ -86,12 +87,13 @@ pub fn run(
     command: &PriceCommand,
     pricing: Option<&Path>,
     json: bool,
+    style: Style,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<u8> {
     match command {
         PriceCommand::List => match Prices::load(pricing) {
-            Ok(prices) => list(&prices.table(), json, out),
+            Ok(prices) => list(&prices.table(), json, style, out),
             Err(error) => {
                 writeln!(err, "{error}")?;
                 Ok(CONFIG)
@@ -126,24 +128,30 @@ struct Target<'a> {
     write: Option<&'a Path>,
 }
 
-fn list(table: &PriceTable, json: bool, out: &mut dyn Write) -> io::Result<u8> {
+fn list(table: &PriceTable, json: bool, style: Style, out: &mut dyn Write) -> io::Result<u8> {
     if json {
         let models: Vec<_> = table.models.iter().map(|model| model_json(model)).collect();
         let document = json!({ "version": table.version, "data": models });
         writeln!(out, "{document:#}")?;
         return Ok(OK);
     }
-    let mut rows = vec![LIST_HEADER.map(str::to_owned)];
-    rows.extend(table.models.iter().map(|model| row(model)));
-    columns(&rows, &LIST_RIGHT, out)?;
+    let mut shown = Table::new([
+        ("MODEL", Align::Left),
+        ("UPSTREAM", Align::Left),
+        ("INPUT", Align::Right),
+        ("CACHED", Align::Right),
+        ("WRITTEN", Align::Right),
+        ("OUTPUT", Align::Right),
+        ("CONTEXT", Align::Right),
+    ]);
+    for model in &table.models {
+        shown.row(row(model));
+    }
+    write!(out, "{}", shown.render(style))?;
     Ok(OK)
 }
 
-const LIST_HEADER: [&str; 8] =
-    ["MODEL", "UPSTREAM", "INPUT", "CACHED", "CACHE WRITE", "OUTPUT", "CONTEXT", "READ ON"];
-const LIST_RIGHT: [bool; 8] = [false, false, true, true, true, true, true, false];
-
-fn row(model: &Model) -> [String; 8] {
+fn row(model: &Model) -> [String; 7] {
     let Rates { input, output, cached_input, cache_creation, .. } = &model.price.standard.rates;
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".into());
     let rate = |rate: String| if model.price.free { "free".into() } else { rate };
@@ -155,8 +163,7 @@ fn row(model: &Model) -> [String; 8] {
         or_dash(cached_input.map(|rate| rate.to_string())),
         or_dash(cache_creation.map(|rate| rate.to_string())),
         rate(output.to_string()),
-        or_dash(model.context.map(|tokens| tokens.to_string())),
-        or_dash(model.date.clone()),
+        or_dash(model.context.map(count)),
     ]
 }
 
@@ -331,7 +338,7 @@ fn preview(changes: &[Change], json: bool, out: &mut dyn Write) -> io::Result<()
     }
     let mut rows = vec![["MODEL", "CHANGE", "WHAT"].map(str::to_owned)];
     rows.extend(changes.iter().map(change_row));
-    columns(&rows, &[false; 3], out)?;
+    columns(&rows, out)?;
     let count = |word: &str| rows.iter().filter(|[_, kind, _]| kind == word).count();
     let counts = ["added", "changed", "unchanged", "skipped"].map(|w| format!("{} {w}", count(w)));
     writeln!(out, "{}", counts.join(", "))
@@ -371,18 +378,12 @@ fn change_json(change: &Change) -> serde_json::Value {
     }
 }
 
-/// Writes rows in columns that are two spaces apart; `right` aligns a column to the right.
-fn columns<const N: usize>(
-    rows: &[[String; N]],
-    right: &[bool; N],
-    out: &mut dyn Write,
-) -> io::Result<()> {
+/// Writes rows in columns that are two spaces apart.
+fn columns<const N: usize>(rows: &[[String; N]], out: &mut dyn Write) -> io::Result<()> {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
     for row in rows {
-        let cells = row.iter().zip(widths).zip(right).map(|((cell, width), right)| {
-            if *right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
-        });
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
         let line = cells.collect::<Vec<_>>().join("  ");
         writeln!(out, "{}", line.trim_end())?;
     }

@@ -10,8 +10,10 @@ const GAP: &str = "  ";
 /// Where the text of a column begins or ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
-    /// Words.
+    /// Words, which may be cut on a narrow terminal.
     Left,
+    /// Words that say nothing when they are cut: times, states.
+    Whole,
     /// Numbers.
     Right,
 }
@@ -83,7 +85,7 @@ impl Table {
         let padded = cells.iter().zip(widths).zip(&self.columns).map(|((cell, &width), column)| {
             let cell = shorten(cell, width);
             match column.1 {
-                Align::Left => format!("{cell:<width$}"),
+                Align::Left | Align::Whole => format!("{cell:<width$}"),
                 Align::Right => format!("{cell:>width$}"),
             }
         });

@@ -45,8 +45,8 @@ struct ListArgs {
 
 #[derive(Args, Debug)]
 struct SummaryArgs {
-    /// What the rows are
-    #[arg(long, value_enum, default_value = "model")]
+    /// What the rows are: model, key, tag or day
+    #[arg(long, value_enum, default_value = "model", hide_possible_values = true)]
     by: Group,
     #[command(flatten)]
     filter: FilterArgs,
@@ -146,9 +146,9 @@ async fn summary(context: &Context, args: SummaryArgs) -> Result<String, Failure
 }
 
 fn request_table(context: &Context, rows: &[UsageRow]) -> String {
-    let time = format!("TIME ({})", context.zone_name);
+    let time = context.moment_heading();
     let mut table = Table::new([
-        (&time, Align::Left),
+        (&time, Align::Whole),
         ("MODEL", Align::Left),
         ("INPUT", Align::Right),
         ("CACHED", Align::Right),
@@ -161,7 +161,7 @@ fn request_table(context: &Context, rows: &[UsageRow]) -> String {
     for (row, charge) in rows.iter().zip(charges) {
         let written = row.cache_creation_5m_tokens.saturating_add(row.cache_creation_1h_tokens);
         table.row([
-            context.clock(row.ts),
+            context.moment(row.ts),
             row.model.clone(),
             count(row.input_tokens),
             count(row.cached_input_tokens),

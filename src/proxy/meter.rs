@@ -27,6 +27,8 @@ use crate::wire::meter::Meter;
 
 /// After the terminal event an upstream may take so long to close; a client waits for its end.
 const GRACE: Duration = Duration::from_millis(500);
+/// The same after an event that only may be the last, as in Gemini's streams.
+const LONG_GRACE: Duration = Duration::from_secs(5);
 
 /// A reply on its way, not at its end yet.
 pub struct Stream {
@@ -44,6 +46,18 @@ pub struct Stream {
     pub deadline: Instant,
     /// The status that the client got.
     pub status: u16,
+}
+
+impl Stream {
+    /// How long the upstream may be silent now, and whether the reply is whole if it is longer.
+    fn pause(&self) -> (Duration, bool) {
+        let grace = match (self.meter.is_terminal(), self.meter.may_be_over()) {
+            (true, _) => Some(GRACE),
+            (false, true) => Some(LONG_GRACE),
+            (false, false) => None,
+        };
+        (grace.unwrap_or(self.idle_timeout).min(self.idle_timeout), grace.is_some())
+    }
 }
 
 /// A body from an upstream, with an encoding undone that we did not ask for.
@@ -222,14 +236,14 @@ impl Tap {
             return Poll::Ready((Ending::Ours, Some(Error::Draining)));
         }
         let State::Streaming(stream) = &self.state else { return Poll::Pending };
-        let done = stream.meter.is_terminal();
-        let pause = if done { GRACE.min(stream.idle_timeout) } else { stream.idle_timeout };
+        let (pause, done) = stream.pause();
         let overdue = (self.heard + pause).min(stream.deadline);
         if Instant::now() < overdue {
             // The timer is moved when it fires or must fire earlier, not with each frame.
-            if self.timer.deadline() > overdue || self.timer.as_mut().poll(cx).is_ready() {
-                self.timer.as_mut().reset(overdue);
+            if self.timer.deadline() <= overdue && self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
             }
+            self.timer.as_mut().reset(overdue);
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
@@ -315,14 +329,15 @@ async fn drain(ctx: &Context, mut stream: Stream) -> Result<(), Error> {
 
 async fn read_to_end(stream: &mut Stream) -> Ending {
     loop {
-        let pause = if stream.meter.is_terminal() { GRACE } else { stream.idle_timeout };
+        let (pause, done) = stream.pause();
         match tokio::time::timeout(pause, stream.body.next()).await {
             Ok(Ok(bytes)) => {
                 stream.bill.first_byte();
                 stream.meter.push(bytes);
             }
             Ok(Err(Stop::End)) => return Ending::Whole,
-            Ok(Err(Stop::Cut)) | Err(_) if stream.meter.is_terminal() => return Ending::Whole,
+            Ok(Err(Stop::Cut)) if stream.meter.is_terminal() => return Ending::Whole,
+            Err(_) if done => return Ending::Whole,
             Ok(Err(Stop::Cut)) | Err(_) => return Ending::Upstream,
         }
     }

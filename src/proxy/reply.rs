@@ -258,12 +258,10 @@ fn is_about_money_or_key(text: &[u8]) -> bool {
     let text = String::from_utf8_lossy(text).to_ascii_lowercase();
     [
         "insufficient_quota",
-        "credit balance",
+        "credit balance is too low",
         "billing_hard_limit",
         "billing_not_active",
-        "insufficient credits",
         "exceeded your current quota",
-        "payment required",
         "invalid_api_key",
         "api_key_invalid",
         "api key not valid",
@@ -290,7 +288,7 @@ pub async fn count_tokens(ctx: &Arc<Context>, key: &Key, call: &Call) -> Result<
     if let Some(wait_s) = ctx.counted.take(&key.id) {
         return Err(Error::RateLimited { wait_s: wait_s.min(10) });
     }
-    let (upstream, reply) = route::forward(ctx, call, |_| ()).await?;
+    let (upstream, reply) = route::forward(ctx, call, |_| (), || true).await?;
     let (head, body) = reply.into_parts();
     let mut body = meter::Upstream::new(body, decoder(&head.headers)?);
     if !head.status.is_success() {

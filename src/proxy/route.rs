@@ -129,10 +129,11 @@ pub async fn check_owner(ctx: &Context, key: &Key, request: &Request) -> Result<
 }
 
 /// Sends a request to the first upstream of its model that takes it; `trying` hears the name
-/// of each before anything is sent to it.
+/// of each before anything is sent to it, and `waiting` tells whether anybody still waits.
 ///
 /// The next one is tried only if the one before was not reached, or answered 408, 429 or a
-/// 5xx: never after an uncertain failure, because that may have been billed.
+/// 5xx: never after an uncertain failure, because that may have been billed, and never for a
+/// client that left, who would pay for a reply that nobody reads.
 ///
 /// # Errors
 ///
@@ -141,6 +142,7 @@ pub async fn forward<'c>(
     ctx: &'c Context,
     call: &Call,
     mut trying: impl FnMut(&str),
+    waiting: impl Fn() -> bool,
 ) -> Result<(&'c Upstream, Response<Incoming>), Error> {
     let mut last = Error::UpstreamInvalid("no upstream");
     let mut upstreams = upstreams(ctx, &call.target.model, call.endpoint).peekable();
@@ -149,7 +151,7 @@ pub async fn forward<'c>(
         let body = call.request.upstream_body(model, include_usage(call, upstream));
         let stream = call.request.stream;
         match upstream.send(call.endpoint, model, body, stream, &call.extras).await {
-            Ok(reply) if is_passing(reply.status()) && upstreams.peek().is_some() => {
+            Ok(reply) if is_passing(reply.status()) && upstreams.peek().is_some() && waiting() => {
                 ctx.metrics.upstream_failed(&upstream.config.name);
                 last = Error::UpstreamStatus(reply.status());
             }
@@ -158,7 +160,7 @@ pub async fn forward<'c>(
                 ctx.metrics.upstream_failed(&upstream.config.name);
                 let unsent = matches!(failure, Failure::Unsent(_));
                 last = failure.into();
-                if !unsent {
+                if !unsent || !waiting() {
                     break;
                 }
             }

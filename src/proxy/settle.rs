@@ -64,7 +64,8 @@ impl Client {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    fn is_gone(&self) -> bool {
+    /// Whether it hung up.
+    pub fn is_gone(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -334,8 +335,9 @@ fn decide_by(ending: Ending, reading: &Reading, client_gone: bool) -> Decided {
         (Ending::Upstream, false) => nothing(Some("upstream_fault")),
         (Ending::Whole, false) if reading.failed => nothing(None),
         (Ending::Whole, _) => estimate(true, Some("usage_missing")),
-        // The client left: providers bill the prompt, and what they had generated.
-        (Ending::Ours, output) => estimate(output, None),
+        // The client left: providers bill the prompt, and what they had generated. They do so
+        // too where it was we who stopped.
+        (Ending::Ours, output) => estimate(output, (!client_gone).then_some("stopped")),
     }
 }
 

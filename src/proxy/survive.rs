@@ -59,11 +59,14 @@ impl<T: Send + 'static> Drop for Surviving<T> {
         client.left();
         let ctx = Arc::clone(&self.ctx);
         self.ctx.spawn(async move {
-            let Ok(_slot) = ctx.drains.try_acquire() else { return };
-            tokio::select! {
-                _ = tokio::time::timeout(ctx.config.abort_drain, work) => {}
-                () = ctx.stop.cancelled() => {}
-            }
+            let Ok(slot) = ctx.drains.try_acquire() else { return };
+            let done = tokio::select! {
+                done = tokio::time::timeout(ctx.config.abort_drain, work) => done.ok(),
+                () = ctx.stop.cancelled() => None,
+            };
+            // A stream that nobody takes is drained as soon as it is dropped: on this slot.
+            drop(slot);
+            drop(done);
         });
     }
 }

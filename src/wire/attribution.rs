@@ -71,12 +71,13 @@ pub fn from_body(endpoint: Endpoint, fields: &[Field<'_>], heartbeats: &[String]
         (part(line, "Runtime: agent=").and_then(tag), session.and_then(tag))
     });
     let openclaw = runtime.is_some() || live.is_some_and(|live| live.internal_context);
-    let start: String = live.map(|live| live.text.chars().take(LOOK).collect()).unwrap_or_default();
     let isolated = session.as_deref().is_some_and(|session| session.ends_with(":heartbeat"));
-    let begins = |prompt: &String| !prompt.is_empty() && start.starts_with(prompt);
+    let live = live.map(|live| live.text);
+    let begins =
+        |prompt: &String| !prompt.is_empty() && live.is_some_and(|text| starts_with(text, prompt));
     let origin = if isolated || heartbeats.iter().any(begins) {
         Some("heartbeat")
-    } else if is_cron(&start) {
+    } else if live.is_some_and(is_cron) {
         Some("cron")
     } else {
         openclaw.then_some("user")
@@ -147,7 +148,7 @@ impl<'a> Talk<'a> {
             Some(Prompt { message: *message, text, internal_context: false })
         });
         let last = prompts.next()?;
-        if INTERNAL_CONTEXT.chars().eq(last.text.chars().take(INTERNAL_CONTEXT.len())) {
+        if starts_with(last.text, INTERNAL_CONTEXT) {
             return prompts.next().map(|prompt| Prompt { internal_context: true, ..prompt });
         }
         Some(last)
@@ -182,9 +183,20 @@ fn part<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     line.split(" | ").find_map(|part| part.strip_prefix(name))
 }
 
+/// Whether a string begins so, decoded no further than that takes.
+fn starts_with(text: Value<'_>, start: &str) -> bool {
+    let mut chars = text.chars();
+    start.chars().all(|expected| chars.next() == Some(expected))
+}
+
 /// Whether a prompt starts `[cron:<job id> <name>] `.
-fn is_cron(prompt: &str) -> bool {
-    let job = prompt.strip_prefix("[cron:").and_then(|rest| rest.split_once("] "));
+fn is_cron(prompt: Value<'_>) -> bool {
+    const START: &str = "[cron:";
+    if !starts_with(prompt, START) {
+        return false;
+    }
+    let prompt: String = prompt.chars().take(LOOK).collect();
+    let job = prompt.strip_prefix(START).and_then(|rest| rest.split_once("] "));
     job.and_then(|(job, _)| job.split_once(' ')).is_some_and(|(id, _)| !id.is_empty())
 }
 

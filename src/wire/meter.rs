@@ -136,8 +136,12 @@ impl Meter {
                 continue;
             }
             let event = sse::parse(found.raw);
-            let place = observe(self.endpoint, &event, &mut self.tally, &mut self.text);
-            let change = change(&self.edit, found.raw, &event, &self.tally);
+            let (place, was_read) = observe(self.endpoint, &event, &mut self.tally, &mut self.text);
+            let change = if was_read {
+                change(&self.edit, found.raw, &event, &self.tally)
+            } else {
+                Change::None
+            };
             if self.hold == Hold::MaybeLast && !event.data.is_empty() {
                 self.hold = Hold::No;
                 out.release(std::mem::take(&mut self.held));
@@ -174,6 +178,11 @@ impl Meter {
     /// The terminal event has been seen; what follows is at most trailing bytes.
     pub fn is_terminal(&self) -> bool {
         self.hold == Hold::Last
+    }
+
+    /// An event that may be the last one is held back: the end is due soon, or more events.
+    pub fn may_be_over(&self) -> bool {
+        self.hold == Hold::MaybeLast
     }
 
     /// The body has ended or no more will be read: reads an unterminated last event, and
@@ -245,14 +254,14 @@ impl Meter {
         }
         let event = sse::parse(raw);
         let mut tally = Tally::new(self.endpoint);
-        observe(self.endpoint, &event, &mut tally, &mut Text::default()) == Place::Last
+        observe(self.endpoint, &event, &mut tally, &mut Text::default()).0 == Place::Last
     }
 }
 
 /// Reads a reply that came whole: one JSON object, or Gemini's array of them. `None`: it is
 /// neither, so it is no reply.
 pub fn read_whole(endpoint: Endpoint, body: &[u8]) -> Option<Reading> {
-    let body = String::from_utf8_lossy(body);
+    let body = text_of(body);
     let mut tally = Tally::new(endpoint);
     let roots = objects(&body);
     if roots.is_empty() {
@@ -269,7 +278,7 @@ pub fn read_whole(endpoint: Endpoint, body: &[u8]) -> Option<Reading> {
 
 /// The output of a reply that came whole, as [`Meter::output_text`] gives that of a stream.
 pub fn whole_text(endpoint: Endpoint, body: &[u8]) -> (String, u64) {
-    collect(endpoint, &objects(&String::from_utf8_lossy(body))).unescaped()
+    collect(endpoint, &objects(&text_of(body))).unescaped()
 }
 
 /// The objects that a body consists of; none if it is not JSON.
@@ -295,18 +304,24 @@ fn collect(endpoint: Endpoint, roots: &[Object<'_>]) -> Text {
     text
 }
 
-/// Reads an event, if it is worth it.
-fn observe(endpoint: Endpoint, event: &Event<'_>, tally: &mut Tally, text: &mut Text) -> Place {
+/// Reads an event, if it is worth it. Returns where in the stream it stands, and whether it
+/// was worth it: only then it may hold a usage.
+fn observe(
+    endpoint: Endpoint,
+    event: &Event<'_>,
+    tally: &mut Tally,
+    text: &mut Text,
+) -> (Place, bool) {
     let data = event.data.as_ref();
     if event.name == b"error" {
         tally.reading.failed = true;
     }
     if data.len() < 16 && data.trim_ascii() == b"[DONE]" {
-        return Place::Last;
+        return (Place::Last, false);
     }
     let worth = scan::scan(endpoint, data, &mut tally.reading, text);
     let place = if worth {
-        let data = String::from_utf8_lossy(data);
+        let data = text_of(data);
         if let Some(root) = Object::parse(&data) {
             tally.read(&root, Source::Event)
         } else {
@@ -316,16 +331,23 @@ fn observe(endpoint: Endpoint, event: &Event<'_>, tally: &mut Tally, text: &mut 
     } else {
         Place::Amid
     };
-    match (endpoint, event.name) {
+    let place = match (endpoint, event.name) {
         (Endpoint::Messages, b"message_stop" | b"error") | (Endpoint::Responses, b"error") => {
             Place::Last
         }
         _ => place,
-    }
+    };
+    (place, worth)
+}
+
+/// The bytes as text. Almost all are UTF-8, and that is checked ten times faster than what
+/// is not is mended.
+fn text_of(bytes: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
 fn is_whole(data: &[u8]) -> bool {
-    data.trim_ascii() == b"[DONE]" || Object::parse(&String::from_utf8_lossy(data)).is_some()
+    data.trim_ascii() == b"[DONE]" || Object::parse(&text_of(data)).is_some()
 }
 
 /// What an edit makes of an event that has been read. Events that cannot hold a usage

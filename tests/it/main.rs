@@ -6,9 +6,12 @@
 mod admission;
 mod billing;
 mod cases;
+mod cli;
 mod crash;
 mod cuts;
+mod demo;
 mod disk;
+mod docs;
 mod endpoints;
 mod evasion;
 mod harness;

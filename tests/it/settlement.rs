@@ -198,6 +198,7 @@ async fn a_client_that_left_pays_an_estimate_where_nobody_waits_for_the_upstream
                 continue;
             }
             assert_eq!(end(&row), ("client_closed", "estimated"), "{form:?}: {row:?}");
+            assert!(row.flags.is_empty(), "nothing was odd: {row:?}");
             if form.model == "claude" {
                 assert_eq!(row.input_tokens, 10, "the upstream said so: {row:?}");
             }
@@ -205,6 +206,25 @@ async fn a_client_that_left_pays_an_estimate_where_nobody_waits_for_the_upstream
         }
         // The upstream was not left running.
         upstream.ended(upstream.exchanges().len()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_reply_without_a_client_takes_one_drain_from_its_head_to_its_end() {
+    let upstream = Upstream::start().await;
+    let proxy = Setup::before(&upstream).setting("max_drains", "1").start().await;
+    for n in 1..=20 {
+        let account = account(&proxy).await;
+        let gate = Gate::new();
+        let held = gate.clone();
+        upstream.next(Answer::default().staged(move |script| script.gated_head(&held)));
+        let mut raw = forms::chat().streamed().send_raw(&proxy, &account).await;
+        upstream.received(n).await;
+        raw.half_close().await;
+        assert!(raw.closes().await);
+        gate.open_all();
+        let row = only_row(&account).await;
+        assert_eq!(end(&row), ("client_closed", "drained"), "{row:?}");
     }
 }
 

@@ -7,7 +7,7 @@ use crate::support::answer::Answer;
 use crate::support::credits;
 use crate::support::forms::{self, Form};
 use crate::support::proxy::{PROVIDER_KEY, Proxy, Setup};
-use crate::support::script::{Cut, Script};
+use crate::support::script::{Cut, Gate, Script};
 use crate::support::upstream::Upstream;
 
 /// `both` is served by the upstreams `first` and `second`, in this order.
@@ -99,6 +99,23 @@ async fn nothing_is_repeated_after_an_uncertain_failure() {
         }
     }
     assert!(second.exchanges().is_empty(), "it may have been billed: no other is asked");
+}
+
+#[tokio::test]
+async fn no_other_upstream_is_asked_for_a_client_that_left() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    let (proxy, account) = start(setup(&first.url(), &second)).await;
+    let gate = Gate::new();
+    first.next(Script::error(503, "server_error", "Not now.").gated_head(&gate));
+    let mut raw = ask_both().send_raw(&proxy, &account).await;
+    first.received(1).await;
+    raw.half_close().await;
+    assert!(raw.closes().await);
+    gate.open_all();
+    account.settled().await;
+    let row = account.last_usage().await;
+    assert_eq!((row.upstream.as_str(), row.source.as_str()), ("first", "none"));
+    assert!(second.exchanges().is_empty(), "it would be billed for nobody");
 }
 
 #[tokio::test]

@@ -44,7 +44,8 @@ impl Place {
         let line = Line::parse_from(std::iter::once("price".to_owned()).chain(words));
         let (mut out, mut err) = (vec![], vec![]);
         let pricing = self.path("pricing.toml");
-        let code = run(&line.command, Some(&pricing), json, &mut out, &mut err).unwrap();
+        let code =
+            run(&line.command, Some(&pricing), json, Style::default(), &mut out, &mut err).unwrap();
         let directory = format!("{}/", self.0.path().display());
         let text = |bytes| String::from_utf8(bytes).unwrap().replace(&directory, "");
         (code, text(out), text(err))
@@ -59,9 +60,9 @@ fn prices_are_listed_for_people_and_for_programs() {
     assert_eq!(
         out,
         "\
-MODEL  UPSTREAM  INPUT  CACHED  CACHE WRITE  OUTPUT  CONTEXT  READ ON
-m      openai      4.4       –            –    16.5        –  –
-gift   local      free       –            –    free        –  –
+MODEL  UPSTREAM  INPUT  CACHED  WRITTEN  OUTPUT  CONTEXT
+m      openai      4.4       –        –    16.5        –
+gift   local      free       –        –    free        –
 "
     );
     let (_, out, _) = place.run(true, &["list"]);

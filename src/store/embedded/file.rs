@@ -22,12 +22,15 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it open.
-    #[error("the store {0} is in use by another process")]
+    #[error(
+        "the store {0} is in use by another process: end that one, or set FAREBOX_STORE to \
+         another file"
+    )]
     Held(PathBuf),
     /// A newer program wrote it.
     #[error(
         "the store {path} has schema {found}, written by a newer version of farebox; \
-         this version knows schema {SCHEMA}"
+         this version knows schema {SCHEMA}: run that version again"
     )]
     Newer {
         /// The file.
@@ -36,10 +39,13 @@ pub enum OpenError {
         found: i64,
     },
     /// A database, but not ours.
-    #[error("{0} is an SQLite database of another program")]
+    #[error("{0} is an SQLite database of another program: set FAREBOX_STORE to another file")]
     Foreign(PathBuf),
     /// The file or its directory cannot be made or read.
-    #[error("cannot open the store {path}: {source}")]
+    #[error(
+        "cannot open the store {path} ({source}): check that its folder can be written, or set \
+         FAREBOX_STORE to another file"
+    )]
     Io {
         /// The file.
         path: PathBuf,

@@ -210,6 +210,8 @@ pub(super) struct Own {
 
 impl Operation for Own {
     type Output = ();
+    /// As the debit that it goes with, or a reply could be paid and its client told otherwise.
+    const KEPT: bool = true;
 
     fn apply(&self, db: &Connection, now: Millis) -> Result<(), Fault> {
         db.prepare_cached("DELETE FROM owned WHERE until <= ?")?.execute([now])?;

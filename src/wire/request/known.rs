@@ -30,7 +30,8 @@ impl<'a> Known<'a> {
         let mut known = Self { path, found: Vec::new() };
         for (key, value) in fields {
             let key = key.as_ref();
-            let Some(name) = names.iter().copied().find(|name| resembles(key, name)) else {
+            let folded = folded(key);
+            let Some(name) = names.iter().copied().find(|name| resembles(&folded, name)) else {
                 continue;
             };
             if key != name && !key.chars().eq(snake(name)) {
@@ -115,11 +116,15 @@ pub fn bounded(key: &str) -> String {
     key.chars().filter(|letter| !letter.is_control()).take(64).collect()
 }
 
-/// Whether some reader may take `key` for `name`.
-fn resembles(key: &str, name: &str) -> bool {
+/// What is left of a name for the least careful reader.
+fn folded(key: &str) -> String {
     let key = key.split('\0').next().unwrap_or_default();
-    let key = key.chars().filter(|c| !c.is_whitespace() && !c.is_control()).map(fold);
-    key.clone().eq(name.chars().map(fold)) || key.eq(snake(name))
+    key.chars().filter(|c| !c.is_whitespace() && !c.is_control()).map(fold).collect()
+}
+
+/// Whether some reader may take a name that is `folded` for `name`.
+fn resembles(folded: &str, name: &str) -> bool {
+    folded.chars().eq(name.chars().map(fold)) || folded.chars().eq(snake(name))
 }
 
 /// A letter without its case, as Go's `encoding/json` folds names.
