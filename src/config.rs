@@ -60,9 +60,13 @@ pub struct Config {
     pub max_pending: usize,
     /// Largest request head.
     pub max_head_bytes: usize,
-    /// Longest time for a request head.
+    /// Longest time from a new connection to the end of its first request's head.
     #[serde(with = "humantime_serde")]
     pub head_timeout: Duration,
+    /// Longest time from one request to the end of the next one's head, on one connection.
+    /// Longer than clients keep theirs, or they would send into connections that close.
+    #[serde(with = "humantime_serde")]
+    pub keep_alive_timeout: Duration,
     /// Largest request body.
     pub max_body_bytes: usize,
     /// Longest pause while a request body arrives.
@@ -144,6 +148,7 @@ impl Default for Config {
             max_pending: 10_000,
             max_head_bytes: 64 * 1024,
             head_timeout: Duration::from_secs(5),
+            keep_alive_timeout: Duration::from_secs(120),
             max_body_bytes: 20 * 1024 * 1024,
             body_idle_timeout: Duration::from_secs(15),
             body_timeout: Duration::from_secs(120),

@@ -109,7 +109,8 @@ fn builder(ctx: &Context) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(ctx.config.head_timeout)
+        // hyper counts the pause before a head in; the first one has a limit of its own.
+        .header_read_timeout(ctx.config.keep_alive_timeout)
         .max_buf_size(ctx.config.max_head_bytes.max(8192))
         .keep_alive(true);
     builder

@@ -260,7 +260,12 @@ fn check(
         is(row.source != "reported" || is_right, "a garbled report was believed")?;
         return is(row.charge > credits("0"), "a garbled reply was free");
     }
-    let (least, most) = recorded.known_at(at);
+    let (least, mut most) = recorded.known_at(at);
+    // Gemini names no last event: silence after one that finishes the reply is its end.
+    let finishes = recorded.body[..at].windows(14).any(|part| part == b"\"finishReason\"");
+    if fault == Fault::Stall && recorded.is_gemini() && finishes {
+        most = Known::End;
+    }
     let found = match (row.outcome.as_str(), row.source.as_str(), reply.complete) {
         ("upstream_error", "none", whole) if row.charge == credits("0") => {
             is(whole == (reply.status >= 500), "neither refused nor broken off")?;

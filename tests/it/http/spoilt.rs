@@ -96,6 +96,7 @@ async fn a_spoilt_request_is_refused_or_forwarded_well_formed_and_never_hangs() 
     let upstream = Upstream::start().await;
     let proxy = Setup::before(&upstream)
         .setting("head_timeout", "\"400ms\"")
+        .setting("keep_alive_timeout", "\"400ms\"")
         .setting("body_idle_timeout", "\"400ms\"")
         .setting("auth_failures_per_minute", "1000000")
         .start()

@@ -243,8 +243,12 @@ impl State {
     fn begin(&self, request: Received) -> usize {
         let exchange =
             Exchange { request, sent: Vec::new(), ending: None, ended_at: None, bill: None };
-        self.exchanges.send_modify(|all| all.push(exchange));
-        self.exchanges.borrow().len() - 1
+        let mut at = 0;
+        self.exchanges.send_modify(|all| {
+            at = all.len();
+            all.push(exchange);
+        });
+        at
     }
 
     fn change(&self, at: usize, change: impl FnOnce(&mut Exchange)) {

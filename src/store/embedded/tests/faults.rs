@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, mpsc};
+use std::task::Poll;
 use std::time::Instant;
 
 use super::*;
@@ -114,10 +115,15 @@ async fn nothing_is_admitted_or_granted_while_the_disk_is_full() {
     let unavailable = |result| matches!(result, Err(StoreError::Unavailable(_)));
     assert!(unavailable(bench.store.admit(&account(), request("two"), LENIENT).await.map(drop)));
     assert!(unavailable(bench.top_up("pay", "1").await.map(drop)));
-    assert!(unavailable(bench.store.own(&account(), "resp_1").await));
+    // Goes with a debit, so it waits as debits do.
+    let owner = account();
+    let mut owning = bench.store.own(&owner, "resp_1");
+    assert!(std::future::poll_fn(|cx| Poll::Ready(owning.as_mut().poll(cx))).await.is_pending());
 
     has_room.store(true, Ordering::SeqCst);
     settling.await.unwrap().unwrap();
+    owning.await.unwrap();
+    assert!(bench.store.owns(&account(), "resp_1").await.unwrap());
     assert!(bench.store.ready().await.is_ok());
     assert!(bench.admit("two").await.is_ok());
     assert!(!bench.top_up("pay", "1").await.unwrap().duplicate);
