@@ -286,7 +286,7 @@ impl Thread {
             return true;
         }
         match self.commit(size) {
-            Ok(()) => self.healed(),
+            Ok(()) => {}
             Err(Failure::Operation(error)) if size > 1 => {
                 tracing::error!(%error, "an operation fails its batch; each is now tried alone");
                 self.one_by_one = size;
@@ -320,6 +320,8 @@ impl Thread {
             job.apply(&step, now).map_err(Failure::of_operation)?;
         }
         step.commit().map_err(Failure::Disk)?;
+        // Before the answers: who has one may expect the store to work.
+        self.healed();
         for job in self.waiting.drain(..size) {
             job.answer(&self.memory);
         }
