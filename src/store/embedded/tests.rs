@@ -15,6 +15,7 @@ use crate::store::{Attribution, Outcome, Source};
 
 mod examples;
 mod faults;
+mod histories;
 mod lots;
 mod migration;
 mod model;
