@@ -206,6 +206,58 @@ async fn credits_are_booked_once_and_never_below_zero_by_accident() {
 }
 
 #[tokio::test]
+async fn given_credits_burn_first_and_charges_and_payments_are_taken_back_in_full() {
+    let upstream = Upstream::start().await;
+    let proxy = Proxy::before(&upstream).await;
+    let gift = ["credit", "add", "1", "--promotional", "--expires", "30d", "--note", "welcome"];
+    assert_eq!(prints(&proxy, &gift).await, "default  100 → 101 credits  (+1, entry 2)\n");
+    let account = proxy.default_account();
+    account.chat("Hi").await.expect(200);
+    let request = account.last_usage().await.id;
+    let lots = prints(&proxy, &["credit", "lots", "--tz", "UTC"]).await;
+    let lines: Vec<_> = lots.lines().collect();
+    assert!(lines[0].starts_with("LOT  KIND        LEFT   OF     USED  LOST"), "{lots}");
+    assert!(lines[1].starts_with("  2  promo    0.99986    1  0.00014"), "{lots}");
+    assert!(lines[2].starts_with("  1  usage  100.00000  100  0.00000"), "{lots}");
+
+    let refund = ["credit", "refund", &request, "--note", "it was cut"];
+    let done = prints(&proxy, &refund).await;
+    assert_eq!(done, "default  100.99986 → 101 credits  (+0.00014, entry 4)\n");
+    cli(&proxy, &refund).await.fails(6, &["no more than 0 credits", "\n next: farebox ledger"]);
+    let entry = &json(&proxy, &["ledger", "--limit", "1"]).await["data"][0];
+    assert_eq!((&entry["kind"], &entry["undoes"]), (&"refund".into(), &3.into()));
+    assert_eq!(
+        (&entry["parts"][0]["lot"], &entry["parts"][0]["amount"]),
+        (&2.into(), &"0.00014".into())
+    );
+
+    let reverse = ["credit", "reverse", "initial-credits", "--note", "chargeback"];
+    let done = prints(&proxy, &reverse).await;
+    assert_eq!(done, "default  101 → 1 credits  (-100, entry 5)\n");
+    cli(&proxy, &["credit", "refund", "req_no", "--note", "x"]).await.fails(5, &["req_no"]);
+    let past = ["credit", "add", "1", "--promotional", "--expires", "2020-01-01", "--note", "x"];
+    cli(&proxy, &past).await.fails(2, &["`expires` must lie in the future"]);
+    account.check_books().await;
+}
+
+#[tokio::test]
+async fn a_closed_account_loses_what_is_left_and_is_served_no_more() {
+    let upstream = Upstream::start().await;
+    let proxy = Proxy::before(&upstream).await;
+    let closed = prints(&proxy, &["account", "close", "default"]).await;
+    assert!(closed.lines().nth(1).unwrap().contains("closed"), "{closed}");
+    let account = proxy.default_account();
+    assert_eq!(account.balance().await, credits("0"));
+    let refused = account.chat("Hi").await;
+    assert!((400..500).contains(&refused.status), "{refused:?}");
+    let ledger = prints(&proxy, &["ledger", "--kind", "forfeit"]).await;
+    assert!(ledger.lines().nth(1).unwrap().contains("forfeit    -100        0  lot_1"), "{ledger}");
+    cli(&proxy, &["credit", "add", "1", "--note", "x"]).await.fails(6, &["closed"]);
+    prints(&proxy, &["account", "close", "default"]).await;
+    account.check_books().await;
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_a_command_is_told_by_its_exit_code() {
     let upstream = Upstream::start().await;
     let mut proxy = Proxy::before(&upstream).await;
