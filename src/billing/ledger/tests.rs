@@ -68,13 +68,13 @@ fn credits_pay_the_debt_first_and_only_the_rest_can_expire() {
 fn the_soonest_expiry_burns_first_then_what_was_given_then_the_oldest() {
     let mut book = book(&[
         (Class::Usage, "1", 20),
-        (Class::Promo, "1", 30),
         (Class::Usage, "1", 30),
+        (Class::Promo, "1", 30),
         (Class::Usage, "1", 30),
         (Class::Usage, "1", 10),
     ]);
     let booked = book.debit(Kind::DebitAi, credits("4.5")).unwrap();
-    let order = [part(5, "-1"), part(1, "-1"), part(2, "-1"), part(3, "-1"), part(4, "-0.5")];
+    let order = [part(5, "-1"), part(1, "-1"), part(3, "-1"), part(2, "-1"), part(4, "-0.5")];
     assert_eq!(parts(&booked), order);
 }
 
