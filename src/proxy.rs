@@ -40,6 +40,7 @@ mod forward;
 mod limit;
 mod listen;
 mod meter;
+mod price;
 mod reply;
 mod route;
 mod settle;

@@ -14,7 +14,7 @@ use super::error::Error;
 use super::forward::Upstream;
 use super::meter::{self, Stop, Stream, Tap};
 use super::settle::{Bill, End, Ending};
-use super::{Call, Context, Reply, route};
+use super::{Call, Context, Reply, price, route};
 use crate::billing::Credits;
 use crate::store::{Key, Settled};
 use crate::wire::meter::{Edit, Meter, Reading, read_whole, whole_text};
@@ -110,7 +110,7 @@ fn edit(ctx: &Arc<Context>, call: &Call, upstream: &Upstream) -> Edit {
         let (ctx, model) = (Arc::clone(ctx), Arc::clone(&call.target.model));
         let asks_1h = call.request.asks_1h_cache;
         return Edit::AddCost(Box::new(move |reading: &Reading| {
-            Bill::price(&ctx, &model, asks_1h, reading)
+            price::of_reading(&ctx, &model, asks_1h, reading)
         }));
     }
     match route::include_usage(call, upstream) {

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::Context;
 use super::error::Error;
 use super::survive::Surviving;
-use crate::billing::price::{Model, charge};
+use super::{Context, price};
+use crate::billing::price::Model;
 use crate::billing::{Credits, Usage};
 use crate::store::{AccountId, Attribution, Outcome, Settled, Settlement, Source, StoreError};
 use crate::wire::meter::Reading;
@@ -148,17 +148,6 @@ impl Bill {
         self.facts.as_ref().map_or("", |facts| &facts.opening.id)
     }
 
-    /// Prices what a reply reports; `None` if it reports nothing that can be priced.
-    pub fn price(
-        ctx: &Context,
-        model: &Model,
-        asks_1h: bool,
-        reading: &Reading,
-    ) -> Option<Credits> {
-        let usage = reading.usage.clone()?;
-        priced(ctx, model, asks_1h, usage, reading, &mut Vec::new()).map(|(_, charge)| charge)
-    }
-
     /// Settles: debit, entry, usage row and totals in one step, once. Comes to its end whether
     /// or not anybody waits for it.
     ///
@@ -205,53 +194,83 @@ async fn settle(
     mut facts: Facts,
     end: End,
 ) -> Result<(Settled, Credits), Error> {
-    let decided = decide(&facts, &end);
-    let mut flags: Vec<&'static str> = end.reading.flags.clone();
-    let model = Arc::clone(&facts.opening.model);
-    let reported = match decided.basis {
-        Basis::Nothing => Some((Usage::default(), Credits::ZERO)),
-        Basis::Reported => end.reading.usage.clone().and_then(|usage| {
-            priced(&ctx, &model, facts.opening.asks_1h_cache, usage, &end.reading, &mut flags)
-        }),
-        Basis::Estimate { .. } => None,
-    };
-    let (usage, charge, source) = match reported {
-        Some((usage, charge)) => (usage, charge, decided.source),
-        None => {
-            let with_output = !matches!(decided.basis, Basis::Estimate { output: false });
-            let body = std::mem::take(&mut facts.opening.body);
-            let usage = estimated(&facts, &end, body, with_output).await;
-            let priced =
-                priced(&ctx, &model, facts.opening.asks_1h_cache, usage, &end.reading, &mut flags);
-            // Our own counts are bounded by the bytes that passed, so this is never reached.
-            let (usage, charge) = priced.unwrap_or_default();
-            (usage, charge, Source::Estimated)
-        }
-    };
-    flags.extend(decided.flag);
-    ctx.metrics.settled(&model.name, decided.outcome, source, &usage, charge);
-    if costs_more_there(&end.reading) {
-        flags.push("unpriced_geo");
-    }
+    let Measured { usage, charge, source, outcome, mut flags } =
+        measure(&ctx, &mut facts, &end).await;
+    let Facts { opening, ttft, upstream, .. } = facts;
+    ctx.metrics.settled(&opening.model.name, outcome, source, &usage, charge);
     let settlement = Settlement {
-        served_model: served_model(&facts.opening.model, &end.reading, &mut flags),
-        id: facts.opening.id,
-        account: facts.opening.account,
-        key: facts.opening.key,
-        model: model.name.clone(),
-        upstream: facts.upstream,
-        attribution: facts.opening.attribution,
+        served_model: price::served_model(&opening.model, &end.reading, &mut flags),
+        id: opening.id,
+        account: opening.account,
+        key: opening.key,
+        model: opening.model.name.clone(),
+        upstream,
+        attribution: opening.attribution,
         usage,
         charge,
-        price_version: facts.opening.price_version,
-        ttft_ms: facts.ttft.map(millis),
-        latency_ms: millis(facts.opening.started.elapsed()),
-        stream: facts.opening.stream,
-        outcome: decided.outcome,
+        price_version: opening.price_version,
+        ttft_ms: ttft.map(millis),
+        latency_ms: millis(opening.started.elapsed()),
+        stream: opening.stream,
+        outcome,
         source,
         http_status: end.status,
         flags: flags.join(","),
     };
+    log(&settlement);
+    let object = end.reading.response_id.filter(|_| opening.endpoint == Endpoint::Responses);
+    let owner = settlement.account.clone();
+    let committed = async {
+        let Some(object) = object else { return ctx.store.settle(settlement).await };
+        // Both wait for the same commit.
+        let (owned, settled) =
+            tokio::join!(ctx.store.own(&owner, &object), ctx.store.settle(settlement));
+        owned.and(settled)
+    };
+    match tokio::time::timeout(PATIENCE, committed).await {
+        Ok(settled) => Ok((settled.map_err(Error::Ledger)?, charge)),
+        Err(_) => Err(Error::Ledger(StoreError::Unavailable("a debit waits for the disk".into()))),
+    }
+}
+
+/// What a request used and costs.
+struct Measured {
+    usage: Usage,
+    charge: Credits,
+    source: Source,
+    outcome: Outcome,
+    flags: Vec<&'static str>,
+}
+
+/// Prices what the upstream reported, or else what can be counted here.
+async fn measure(ctx: &Context, facts: &mut Facts, end: &End) -> Measured {
+    let Decided { basis, source, outcome, flag } = decide(facts, end);
+    let mut flags: Vec<&'static str> = end.reading.flags.clone();
+    flags.extend(flag);
+    let model = Arc::clone(&facts.opening.model);
+    let asks_1h = facts.opening.asks_1h_cache;
+    let reported =
+        match basis {
+            Basis::Nothing => Some((Usage::default(), Credits::ZERO)),
+            Basis::Reported => end.reading.usage.clone().and_then(|usage| {
+                price::priced(ctx, &model, asks_1h, usage, &end.reading, &mut flags)
+            }),
+            Basis::Estimate { .. } => None,
+        };
+    if let Some((usage, charge)) = reported {
+        return Measured { usage, charge, source, outcome, flags };
+    }
+    let with_output = !matches!(basis, Basis::Estimate { output: false });
+    let body = std::mem::take(&mut facts.opening.body);
+    let usage = estimated(facts, end, body, with_output).await;
+    // Our own counts are bounded by the bytes that passed, so that they always have a price.
+    let priced = price::priced(ctx, &model, asks_1h, usage, &end.reading, &mut flags);
+    let (usage, charge) = priced.unwrap_or_default();
+    Measured { usage, charge, source: Source::Estimated, outcome, flags }
+}
+
+/// One event a request, in the standard names; for debugging, as the row holds the same.
+fn log(settlement: &Settlement) {
     tracing::debug!(
         request.id = settlement.id,
         account = %settlement.account,
@@ -266,22 +285,6 @@ async fn settle(
         latency_ms = settlement.latency_ms,
         "settling"
     );
-    let owner = settlement.account.clone();
-    let object = end.reading.response_id.filter(|_| facts.opening.endpoint == Endpoint::Responses);
-    let committed = async {
-        if let Some(object) = object {
-            // Both wait for the same commit.
-            let (owned, settled) =
-                tokio::join!(ctx.store.own(&owner, &object), ctx.store.settle(settlement));
-            owned.and(settled)
-        } else {
-            ctx.store.settle(settlement).await
-        }
-    };
-    match tokio::time::timeout(PATIENCE, committed).await {
-        Ok(settled) => Ok((settled.map_err(Error::Ledger)?, charge)),
-        Err(_) => Err(Error::Ledger(StoreError::Unavailable("a debit waits for the disk".into()))),
-    }
 }
 
 /// What the charge rests on.
@@ -358,92 +361,6 @@ async fn estimated(facts: &Facts, end: &End, body: Bytes, with_output: bool) -> 
         usage
     });
     counted.await.unwrap_or_default()
-}
-
-/// The charge for a usage: the model's own price or that of a listed model which answered
-/// instead, and the tokens of other models on the same request by theirs.
-fn priced(
-    ctx: &Context,
-    model: &Model,
-    asks_1h_cache: bool,
-    mut usage: Usage,
-    reading: &Reading,
-    flags: &mut Vec<&'static str>,
-) -> Option<(Usage, Credits)> {
-    let table = ctx.prices.table();
-    let served = reading
-        .model
-        .as_deref()
-        .filter(|served| model.serves.iter().any(|listed| is_same_model(listed, served)));
-    let other = served.and_then(|served| {
-        model
-            .serves
-            .iter()
-            .find(|listed| is_same_model(listed, served))
-            .and_then(|listed| table.find(listed))
-    });
-    let price = other.map_or(&model.price, |other| &other.price);
-    // Without a split by lifetime the dearer one is taken, if it was asked for.
-    if asks_1h_cache && usage.cache_creation_1h == 0 && reading.cache_unsplit {
-        usage.cache_creation_1h = std::mem::take(&mut usage.cache_creation_5m);
-    }
-    let tier = reading.service_tier.as_deref();
-    if tier.is_some_and(|tier| !is_standard(tier) && !price.tiers.contains_key(tier)) {
-        flags.push("unpriced_tier");
-    }
-    if usage.calls.iter().any(|(call, count)| *count > 0 && !price.fees.contains_key(*call)) {
-        flags.push("unpriced_call");
-    }
-    let mut total = match charge(&usage, price, tier) {
-        Ok(charge) => charge,
-        Err(_) => {
-            flags.push("usage_invalid");
-            return None;
-        }
-    };
-    for (name, used) in &reading.sub_usages {
-        let upstreams = model.upstreams.iter();
-        let own = upstreams.clone().find_map(|(upstream, _)| table.by_upstream(upstream, name));
-        let own = own.or_else(|| table.find(name));
-        if own.is_none() {
-            flags.push("unpriced_model");
-        }
-        let price = own.map_or(price, |model| &model.price);
-        total = total.checked_add(charge(used, price, None).ok()?)?;
-    }
-    Some((usage, total))
-}
-
-/// Whether the reply was computed where it costs more (Anthropic, `us`). Asking for that is
-/// refused; an upstream's workspace may be set to it all the same.
-fn costs_more_there(reading: &Reading) -> bool {
-    reading.inference_geo.as_deref().is_some_and(|geo| !matches!(geo, "global" | "not_available"))
-}
-
-fn is_standard(tier: &str) -> bool {
-    matches!(tier, "default" | "standard" | "auto" | "on_demand" | "standard_only")
-}
-
-/// Whether a reply's model is the one of an entry: the same id, or a dated version of it.
-fn is_same_model(ours: &str, served: &str) -> bool {
-    let ours = ours.rsplit('/').next().unwrap_or(ours);
-    let served = served.rsplit('/').next().unwrap_or(served);
-    served.strip_prefix(ours).is_some_and(|rest| {
-        rest.is_empty()
-            || (rest.starts_with(['-', '@']) && rest[1..].starts_with(|c: char| c.is_ascii_digit()))
-    })
-}
-
-/// The model that answered, where it is neither the one asked for nor a version of it.
-fn served_model(model: &Model, reading: &Reading, flags: &mut Vec<&'static str>) -> Option<String> {
-    let served = reading.model.as_deref().filter(|served| !served.is_empty())?;
-    let known =
-        model.upstreams.iter().map(|(_, name)| name).chain([&model.name]).chain(&model.aliases);
-    if known.into_iter().any(|ours| is_same_model(ours, served) || is_same_model(served, ours)) {
-        return None;
-    }
-    flags.push("served_model");
-    Some(served.chars().filter(|c| !c.is_control()).take(128).collect())
 }
 
 fn millis(duration: Duration) -> u32 {
@@ -543,14 +460,5 @@ mod tests {
                 "{case:?}"
             );
         }
-    }
-
-    #[test]
-    fn a_dated_version_is_the_same_model_and_a_sibling_is_not() {
-        assert!(is_same_model("gpt-4.1", "gpt-4.1-2025-04-14"));
-        assert!(is_same_model("claude-sonnet-4-5", "claude-sonnet-4-5-20250929"));
-        assert!(is_same_model("anthropic/claude-opus-4.6", "claude-opus-4.6"));
-        assert!(!is_same_model("gpt-4.1", "gpt-4.1-mini"));
-        assert!(!is_same_model("grok-4", "grok-4.3"));
     }
 }
