@@ -192,6 +192,25 @@ async fn parts_that_exceed_their_whole_do_not_credit() {
     assert_unharmed(&upstream, &proxy, &account).await;
 }
 
+/// Another model's counts on the same request, beyond belief, make the request's own not free.
+#[tokio::test]
+async fn a_helper_model_beyond_belief_leaves_the_rest_at_its_price() {
+    let (upstream, proxy, account) = start().await;
+    let helper = r#"{"type":"advisor_message","model":"claude-opus-4-7","input_tokens":9007199254740991,"output_tokens":9007199254740991}"#;
+    let own = r#"{"type":"message","input_tokens":100,"output_tokens":10}"#;
+    let usage =
+        format!(r#"{{"input_tokens":100,"output_tokens":10,"iterations":[{own},{helper}]}}"#);
+    for stream in [false, true] {
+        upstream.next(reply_with("/v1/messages", &usage, stream));
+        account.post("/v1/messages", &body_for("/v1/messages", stream)).await.expect(200);
+        account.settled().await;
+        let row = account.last_usage().await;
+        assert_eq!(row.charge, charge("claude", &Counts::new(100, 10)), "{row:?}");
+        assert!(row.flags.iter().any(|flag| flag == "usage_invalid"), "{row:?}");
+    }
+    assert_unharmed(&upstream, &proxy, &account).await;
+}
+
 fn raw(head: &str, body: &str) -> Script {
     Script::raw(format!("HTTP/1.1 200 OK\r\n{head}\r\n{body}"))
 }
