@@ -266,6 +266,9 @@ async fn measure(ctx: &Context, facts: &mut Facts, end: &End) -> Measured {
     // Our own counts are bounded by the bytes that passed, so that they always have a price.
     let priced = price::priced(ctx, &model, asks_1h, usage, &end.reading, &mut flags);
     let (usage, charge) = priced.unwrap_or_default();
+    // What is odd about the reply was found twice where its own counts had no price.
+    flags.sort_unstable();
+    flags.dedup();
     Measured { usage, charge, source: Source::Estimated, outcome, flags }
 }
 

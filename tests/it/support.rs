@@ -3,9 +3,6 @@
 //!
 //! Every wait is bounded: a promise that is not kept fails its test and never hangs it.
 
-// A helper serves the subjects that need it; which ones do changes with the tests.
-#![allow(dead_code)]
-
 pub mod account;
 pub mod answer;
 pub mod books;

@@ -24,10 +24,7 @@ pub struct Account {
 /// An account as the control plane shows it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct View {
-    pub id: String,
-    pub status: String,
     pub balance: Credits,
-    pub held: Credits,
     pub available: Credits,
     pub in_flight: u32,
 }
@@ -143,14 +140,11 @@ impl Account {
         self.view().await.balance
     }
 
-    pub async fn held(&self) -> Credits {
-        self.view().await.held
-    }
-
-    /// Waits until none of its requests runs.
+    /// Waits until none of its requests runs; then nothing is held either.
     pub async fn settled(&self) {
         until("the end of all requests of an account", || async {
-            (self.view().await.in_flight == 0).then_some(())
+            let view = self.view().await;
+            (view.in_flight == 0 && view.available == view.balance).then_some(())
         })
         .await;
     }

@@ -25,7 +25,6 @@ pub struct Load {
 pub struct Seen {
     /// Unlike that of any other request.
     pub prompt: String,
-    pub model: &'static str,
     /// The id that the reply's head gave, if there was one.
     pub id: Option<String>,
     pub status: u16,
@@ -73,7 +72,7 @@ async fn ask(account: &Account, prompt: String, turn: usize) -> Seen {
     body["max_tokens"] = json!(1000);
     let stream = turn % 4 < 2;
     body["stream"] = json!(stream);
-    let mut seen = Seen { prompt, model, id: None, status: 0, complete: false };
+    let mut seen = Seen { prompt, id: None, status: 0, complete: false };
     let Ok(reply) = account.call(path, &body).try_send().await else { return seen };
     let id = reply.headers.get("x-request-id").map(|id| id.to_str().unwrap().to_owned());
     (seen.id, seen.status) = (id, reply.status);

@@ -261,12 +261,6 @@ impl Script {
         self.before_each(&Step::Wait(pause))
     }
 
-    /// Pauses before the head.
-    pub fn late(mut self, pause: Duration) -> Self {
-        self.steps.insert(0, Step::Wait(pause));
-        self
-    }
-
     /// Breaks off after so many bytes of the body.
     pub fn cut_at(self, byte: usize, cut: Cut) -> Self {
         self.until_byte(byte, cut_steps(cut))
