@@ -266,14 +266,14 @@ async fn serve(state: Arc<State>, mut stream: TcpStream) {
         let Some(script) = script else {
             return end(&state, at, Ending::Left);
         };
-        let mut output = 0;
+        let mut made = Made::default();
         let played = tokio::select! {
-            played = play(&state, at, &script, &mut writer, &mut output) => played,
+            played = play(&state, at, &script, &mut writer, &mut made) => played,
             () = gone(&mut reader, &mut buffer) => Ending::Left,
         };
         let answered = !state.exchanges.borrow()[at].sent.is_empty();
         let bill = script.bill.as_ref().filter(|_| answered);
-        let bill = bill.map(|bill| partial(bill, played == Ending::Whole, output));
+        let bill = bill.map(|bill| partial(bill, &made));
         state.change(at, |exchange| exchange.bill = bill);
         end(&state, at, played);
         let keep = played == Ending::Whole
@@ -291,31 +291,43 @@ fn end(state: &State, at: usize, ending: Ending) {
     });
 }
 
+/// How far an answer has come.
+#[derive(Default)]
+struct Made {
+    /// Tokens of output.
+    output: u64,
+    /// Nothing is left to make, whether or not the other side stays to read it.
+    whole: bool,
+}
+
 /// All input is billed once an answer began, and output as far as it was made.
-fn partial(bill: &Bill, whole: bool, output: u64) -> Bill {
-    if whole {
+fn partial(bill: &Bill, made: &Made) -> Bill {
+    if made.whole {
         return bill.clone();
     }
-    let output = output.min(bill.counts.output);
+    let output = made.output.min(bill.counts.output);
     let reasoning = bill.counts.reasoning.min(output);
     Bill { model: bill.model.clone(), counts: Counts { output, reasoning, ..bill.counts } }
 }
 
-/// Plays a script; `output` counts the tokens made so far.
+/// Plays a script; `made` follows it.
 async fn play(
     state: &State,
     at: usize,
     script: &Script,
     writer: &mut WriteHalf<'_>,
-    output: &mut u64,
+    made: &mut Made,
 ) -> Ending {
-    for step in &script.steps {
+    let makes = |step: &Step| matches!(step, Step::Send { .. } | Step::Cut(_) | Step::Stall);
+    let last = script.steps.iter().rposition(makes);
+    for (n, step) in script.steps.iter().enumerate() {
         let written = match step {
             Step::Head => writer.write_all(head(script).as_bytes()).await,
             Step::Send { bytes, tokens } => {
                 // Entered first: what is on the wire must never be missing in the books.
                 state.change(at, |exchange| exchange.sent.extend_from_slice(bytes));
-                *output += tokens;
+                made.output += tokens;
+                made.whole = last == Some(n);
                 let written = writer.write_all(&framed(script.framing, bytes)).await;
                 tokio::task::yield_now().await;
                 written
