@@ -232,7 +232,7 @@ pub struct Attribution {
 }
 
 /// The end of one request: everything that is written in one step.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settlement {
     /// Ours, made at admission: `req_…`. The debit happens once by this id.
     pub id: String,
@@ -273,14 +273,15 @@ pub struct Settlement {
 /// What a settlement did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settled {
-    /// The balance after it.
-    pub balance: Credits,
+    /// The balance after it. None: the store is away; the debit is kept on disk here, and is
+    /// booked as soon as the store is back.
+    pub balance: Option<Credits>,
     /// It had been settled before; nothing was written now.
     pub duplicate: bool,
 }
 
 /// A change of the balance by the operator.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// Whose balance.
     pub account: AccountId,
@@ -297,7 +298,7 @@ pub struct Grant {
 }
 
 /// A debit or a payment that is undone, whole or in part.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Undo {
     /// Whose.
     pub account: AccountId,
@@ -510,6 +511,24 @@ pub struct SummaryRow {
     pub estimated: u64,
 }
 
+/// What waits in a journal for the store behind it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Backlog {
+    /// Operations that the store has not taken yet.
+    pub pending: u64,
+    /// When the oldest of them was made.
+    #[serde(with = "crate::time::optional")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub oldest: Option<Millis>,
+    /// Operations since the start that the store refused for good when they were sent again;
+    /// each is in the log.
+    pub refused: u64,
+    /// Operations since the start that the store had lost and took again.
+    pub recovered: u64,
+    /// Why nothing is admitted now, if so.
+    pub halted: Option<String>,
+}
+
 /// Where balances live.
 pub trait Store: Send + Sync + 'static {
     /// Makes an account with no credits. `Conflict` if the id exists.
@@ -586,6 +605,13 @@ pub trait Store: Send + Sync + 'static {
     /// Whether it did.
     fn owns(&self, account: &AccountId, object: &str) -> Answer<'_, bool>;
 
+    /// A word for the history that acknowledged writes are in. Another word than before means
+    /// that the last of them may be gone: the server restarted, or a replica took its place.
+    fn epoch(&self) -> Answer<'_, String>;
+    /// What waits to be sent to the store; none where no journal stands before it.
+    fn backlog(&self) -> Option<Backlog> {
+        None
+    }
     /// Whether a debit could be written now.
     fn ready(&self) -> Answer<'_, ()>;
     /// Writes what waits, then closes.

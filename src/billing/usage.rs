@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::{Deserialize, Deserializer, Error};
+
+use super::price::FEES;
+
 /// Tokens of one request, as the upstream counted them, in disjoint classes.
 ///
 /// `input`, `cached`, `cache_creation_5m`, `cache_creation_1h` and `output` never share a
 /// token. The other counts are parts of these and are only priced apart where the model
 /// has a rate of its own for them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Usage {
     /// Input neither read from nor written to a cache: text, images, audio, tool results.
     pub input: u64,
@@ -32,7 +37,8 @@ pub struct Usage {
     /// The part of `output` that was images.
     pub output_image: u64,
     /// Calls of tools that the upstream runs and bills by the call, by the names of
-    /// [`crate::billing::price::FEES`].
+    /// [`FEES`].
+    #[serde(deserialize_with = "known_calls")]
     pub calls: BTreeMap<&'static str, u64>,
 }
 
@@ -44,4 +50,14 @@ impl Usage {
             .saturating_add(self.cache_creation_5m)
             .saturating_add(self.cache_creation_1h)
     }
+}
+
+fn known_calls<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<&'static str, u64>, D::Error> {
+    let known = |name: String| FEES.into_iter().find(|fee| *fee == name).ok_or(name);
+    BTreeMap::<String, u64>::deserialize(deserializer)?
+        .into_iter()
+        .map(|(name, count)| Ok((known(name).map_err(D::Error::custom)?, count)))
+        .collect()
 }

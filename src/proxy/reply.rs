@@ -171,10 +171,11 @@ async fn whole(
     Ok(reply)
 }
 
-/// Credits, as decimal numbers: what the request cost and what is left.
+/// Credits, as decimal numbers: what the request cost, and what is left where that is known.
 fn tell_charge(headers: &mut HeaderMap, settled: &Settled, charge: Credits) {
-    for (name, amount) in [("x-farebox-charge", charge), ("x-farebox-balance", settled.balance)] {
-        if let Ok(value) = amount.to_string().parse() {
+    let amounts = [("x-farebox-charge", Some(charge)), ("x-farebox-balance", settled.balance)];
+    for (name, amount) in amounts {
+        if let Some(Ok(value)) = amount.map(|amount| amount.to_string().parse()) {
             headers.insert(name, value);
         }
     }

@@ -13,7 +13,7 @@ const REFUNDED_PROMO: Duration = Duration::from_secs(30 * 86_400);
 
 /// When promotional credits end, as it was asked. Kept as asked, so that the same request
 /// later is still the same request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Expiry {
     /// At an instant.
     At(Millis),

@@ -45,7 +45,7 @@ impl Operation for Settle {
         let was_abandoned = done.as_ref().is_some_and(|done| done.fingerprint.is_none());
         if let Some(done) = done.filter(|_| !was_abandoned) {
             done.must_equal(&self.fingerprint, &settlement.id)?;
-            return Ok((Settled { balance: done.balance, duplicate: true }, None));
+            return Ok((Settled { balance: Some(done.balance), duplicate: true }, None));
         }
         let mut books = Books::open(db, &settlement.account, now)?;
         let late = books.status == Status::Closed;
@@ -67,7 +67,7 @@ impl Operation for Settle {
         let fingerprint = Some(&self.fingerprint);
         remember(db, &settlement.account, &settlement.id, fingerprint, seq, balance)?;
         insert_usage(db, row, ts)?;
-        Ok((Settled { balance, duplicate: false }, Some(snapshot)))
+        Ok((Settled { balance: Some(balance), duplicate: false }, Some(snapshot)))
     }
 
     fn publish(&self, outcome: &Result<Self::Output, StoreError>, memory: &Memory) {

@@ -7,7 +7,7 @@ async fn a_request_may_end_below_zero_and_the_next_is_refused() {
     let bench = Bench::with("0.2").await;
     assert!(bench.admit("one").await.is_ok());
     let settled = bench.settle("one", "0.3").await.unwrap();
-    assert_eq!(settled, Settled { balance: credits("-0.1"), duplicate: false });
+    assert_eq!(settled, Settled { balance: Some(credits("-0.1")), duplicate: false });
     assert_eq!(bench.admit("two").await, Err(Refused::OutOfCredits { balance: credits("-0.1") }));
 }
 
@@ -96,7 +96,7 @@ async fn ids_belong_to_their_account() {
         .settle(Settlement { account: other, ..settlement("one", "0.4") })
         .await
         .unwrap();
-    assert_eq!(settled, Settled { balance: credits("-0.4"), duplicate: false });
+    assert_eq!(settled, Settled { balance: Some(credits("-0.4")), duplicate: false });
 }
 
 #[tokio::test]

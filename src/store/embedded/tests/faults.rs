@@ -102,7 +102,7 @@ async fn a_settlement_outlives_a_full_disk_and_is_debited_once() {
 
     has_room.store(true, Ordering::SeqCst);
     let settled = settling.await.unwrap().unwrap();
-    assert_eq!(settled, Settled { balance: credits("0.7"), duplicate: false });
+    assert_eq!(settled, Settled { balance: Some(credits("0.7")), duplicate: false });
     assert!(bench.store.settle(large("one")).await.unwrap().duplicate);
     assert_eq!(bench.entries().await.len(), 2);
     assert_sound(&bench.path());
@@ -136,7 +136,7 @@ async fn a_store_does_not_close_over_a_settlement_that_is_not_written() {
     assert!(matches!(bench.store.close().await, Err(StoreError::Unavailable(_))));
     has_room.store(true, Ordering::SeqCst);
     bench.store.close().await.unwrap();
-    assert_eq!(settling.await.unwrap().unwrap().balance, credits("0.7"));
+    assert_eq!(settling.await.unwrap().unwrap().balance, Some(credits("0.7")));
 }
 
 #[tokio::test]
@@ -160,9 +160,9 @@ async fn an_operation_that_fails_by_itself_does_not_take_others_with_it() {
     let faulty = bench.store.writer.submit(Faulty);
     let after = bench.store.settle(settlement("two", "0.1"));
     drop(pause);
-    assert_eq!(before.await.unwrap().balance, credits("0.9"));
+    assert_eq!(before.await.unwrap().balance, Some(credits("0.9")));
     assert!(matches!(faulty.await.unwrap(), Err(StoreError::Unavailable(_))));
-    assert_eq!(after.await.unwrap().balance, credits("0.8"));
+    assert_eq!(after.await.unwrap().balance, Some(credits("0.8")));
     assert!(bench.store.ready().await.is_ok());
     assert_sound(&bench.path());
 }
@@ -300,7 +300,7 @@ async fn a_request_cut_off_by_the_end_of_the_process_is_listed_and_free() {
     assert_sound(&bench.path());
     for duplicate in [false, true] {
         let settled = bench.settle("cut", "0.3").await.unwrap();
-        assert_eq!(settled, Settled { balance: credits("0.7"), duplicate });
+        assert_eq!(settled, Settled { balance: Some(credits("0.7")), duplicate });
     }
     let rows = bench.usage().await;
     assert_eq!((rows.len(), rows[0].outcome), (1, Outcome::Completed));
