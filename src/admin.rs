@@ -29,6 +29,7 @@ pub mod ledger;
 pub mod lots;
 pub mod openapi;
 pub mod prices;
+pub mod upstreams;
 pub mod usage;
 
 pub use error::Error;
@@ -41,6 +42,8 @@ pub struct State {
     pub store: Arc<dyn Store>,
     /// The price table of now.
     pub prices: Arc<dyn Fn() -> Arc<PriceTable> + Send + Sync>,
+    /// How the upstreams are doing now.
+    pub upstreams: Arc<dyn Fn() -> upstreams::Upstreams + Send + Sync>,
     /// The hash of the one admin key.
     pub admin_key: KeyHash,
     /// All metrics in the text format of OpenMetrics.
@@ -97,6 +100,7 @@ routes! {
     GET "/admin/v1/accounts/{account}/usage" => usage::list,
     GET "/admin/v1/accounts/{account}/usage/summary" => usage::summary,
     GET "/admin/v1/prices" => prices::list,
+    GET "/admin/v1/upstreams" => upstreams::list,
     GET "/admin/v1/openapi.json" => openapi::describe,
     GET "/healthz" => health::live,
     GET "/readyz" => health::ready,

@@ -24,6 +24,7 @@ mod ledger;
 pub mod price;
 mod span;
 pub mod table;
+mod upstream;
 mod usage;
 
 use context::Context;
@@ -149,6 +150,9 @@ enum Remote {
     Usage(usage::UsageArgs),
     /// Every change of a balance
     Ledger(ledger::LedgerArgs),
+    /// Upstreams: how the providers are doing
+    #[command(subcommand)]
+    Upstream(upstream::UpstreamCommand),
 }
 
 /// What the command line needs of the program around it.
@@ -233,6 +237,7 @@ fn ask(context: &Context, remote: Remote) -> Result<String, Failure> {
             Remote::Balance => account::balance(context).await,
             Remote::Usage(args) => usage::run(context, args).await,
             Remote::Ledger(args) => ledger::run(context, args).await,
+            Remote::Upstream(command) => upstream::run(context, command).await,
         }
     })
 }

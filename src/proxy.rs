@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::billing::Credits;
 use crate::billing::price::Model;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::prices::Prices;
 use crate::store::{Admission, Attribution, Candidate, Key, Store};
 use crate::telemetry::Metrics;
@@ -37,6 +37,7 @@ mod authenticate;
 mod body;
 mod error;
 mod forward;
+pub mod health;
 mod limit;
 mod listen;
 mod meter;
@@ -110,6 +111,21 @@ impl Context {
     /// drop while the process ends.
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn_on(work, &self.runtime);
+    }
+
+    /// How the upstreams are doing, in the order of the configuration.
+    pub fn health(&self) -> Vec<(&config::Upstream, health::Report)> {
+        let upstreams = self.config.upstreams.iter();
+        let known = upstreams.filter_map(|upstream| self.upstreams.get(&upstream.name));
+        known.map(|upstream| (&upstream.config, upstream.health.report())).collect()
+    }
+
+    /// An upstream did not end a reply that it had begun.
+    fn upstream_cut_off(&self, name: &str) {
+        if let Some(upstream) = self.upstreams.get(name) {
+            upstream.health.cut_off();
+            self.metrics.upstream_cut_off(name);
+        }
     }
 
     /// Whether a model has an upstream that is configured.
@@ -331,7 +347,12 @@ async fn exchange(ctx: Arc<Context>, call: Call, mut bill: Bill) -> Result<Reply
     let client = bill.client();
     let sent = |upstream: &str| bill.sent(upstream);
     match route::forward(&ctx, &call, sent, || !client.is_gone()).await {
-        Ok((upstream, reply)) => reply::pass(&ctx, &call, upstream, reply, bill).await,
+        Ok((upstream, reply)) => {
+            if reply.status().is_success() {
+                bill.answered();
+            }
+            reply::pass(&ctx, &call, upstream, reply, bill).await
+        }
         Err(error) => {
             let status = error.parts().0.as_u16();
             bill.settle(End::failed(status)).await?;

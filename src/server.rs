@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::upstreams::Upstreams;
 use crate::billing::ledger::Kind;
 use crate::config::{Config, Presets};
 use crate::key::{self, Class, KeyHash, Secret};
@@ -22,7 +23,7 @@ use crate::prices::Prices;
 use crate::proxy::{self, Context};
 use crate::store::embedded::{Embedded, Options};
 use crate::store::{AccountId, Grant, Key, Page, Rejection, Store, StoreError};
-use crate::{admin, telemetry};
+use crate::{admin, telemetry, time};
 
 /// The account of the first start, and of the key that `FAREBOX_CLIENT_KEY` presets.
 const FIRST_ACCOUNT: &str = "default";
@@ -141,6 +142,10 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
         admin::State {
             store,
             prices: Arc::new(move || prices.table()),
+            upstreams: {
+                let (ctx, since) = (Arc::clone(&ctx), time::now());
+                Arc::new(move || Upstreams::of(&ctx, since))
+            },
             admin_key: KeyHash::of(admin_key.expose()),
             metrics_text: Arc::new(move || ctx.metrics.text()),
             hosts: hosts.into(),

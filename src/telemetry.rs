@@ -11,6 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::billing::{Credits, Usage};
 use crate::config::{Config, LogFormat};
+use crate::proxy::health::Trouble;
 use crate::store::{Outcome, Source};
 use crate::wire::Endpoint;
 
@@ -67,6 +68,12 @@ struct ByUpstream {
     upstream: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByTrouble {
+    upstream: String,
+    trouble: &'static str,
+}
+
 /// Counters, for `/metrics`. None is labelled by account or key: there are too many.
 #[derive(Default)]
 pub struct Metrics {
@@ -76,7 +83,8 @@ pub struct Metrics {
     tokens: Family<ByClass, Counter>,
     charged_nano: Family<ByModel, Counter>,
     settled: Family<ByEnding, Counter>,
-    upstream_failures: Family<ByUpstream, Counter>,
+    upstream_requests: Family<ByUpstream, Counter>,
+    upstream_failures: Family<ByTrouble, Counter>,
 }
 
 impl Metrics {
@@ -111,9 +119,22 @@ impl Metrics {
         self.settled.get_or_create(&ending).inc();
     }
 
-    /// An upstream could not be reached, failed or was too busy.
-    pub fn upstream_failed(&self, upstream: &str) {
-        self.upstream_failures.get_or_create(&ByUpstream { upstream: upstream.into() }).inc();
+    /// A request was sent to an upstream, which failed if there is `trouble`.
+    pub fn upstream_tried(&self, upstream: &str, trouble: Option<Trouble>) {
+        self.upstream_requests.get_or_create(&ByUpstream { upstream: upstream.into() }).inc();
+        if let Some(trouble) = trouble {
+            self.upstream_failed(upstream, trouble);
+        }
+    }
+
+    /// An upstream did not end a reply, of a request that is counted already.
+    pub fn upstream_cut_off(&self, upstream: &str) {
+        self.upstream_failed(upstream, Trouble::CutOff);
+    }
+
+    fn upstream_failed(&self, upstream: &str, trouble: Trouble) {
+        let label = ByTrouble { upstream: upstream.into(), trouble: trouble.name() };
+        self.upstream_failures.get_or_create(&label).inc();
     }
 
     /// All of them in Prometheus' text format.
@@ -137,8 +158,13 @@ impl Metrics {
             self.settled.clone(),
         );
         registry.register(
+            "upstream_requests",
+            "Requests sent to each upstream",
+            self.upstream_requests.clone(),
+        );
+        registry.register(
             "upstream_failures",
-            "Upstreams that were not reached, failed or were too busy",
+            "Those that failed, by what was the trouble",
             self.upstream_failures.clone(),
         );
         let mut text = String::new();

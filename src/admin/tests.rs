@@ -57,6 +57,7 @@ impl Control {
             prices: Arc::new(|| {
                 Arc::new(PriceTable { version: "v1".into(), ..Default::default() })
             }),
+            upstreams: Arc::new(|| upstreams::Upstreams { since: 0, data: Vec::new() }),
             admin_key: KeyHash::of(&key),
             metrics_text: Arc::new(|| "# EOF\n".to_owned()),
             hosts: Arc::new(["farebox.example".to_owned()]),

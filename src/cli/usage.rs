@@ -242,7 +242,7 @@ fn summary_text(context: &Context, summary: &Summary, names: &HashMap<String, St
 }
 
 /// The name of a value in the API.
-fn name(value: impl Serialize) -> String {
+pub(super) fn name(value: impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(name)) => name,
         _ => String::new(),

@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tower::Service;
 
 use super::error::Error;
+use super::health::Health;
 use crate::config::{self, Config};
 use crate::wire::{Endpoint, Kind};
 
@@ -37,6 +38,8 @@ pub struct Upstream {
     first_byte_timeout: Duration,
     /// Longest pause inside a reply.
     pub idle_timeout: Duration,
+    /// How it is doing.
+    pub health: Health,
 }
 
 /// What a client may add for Anthropic: the version of the API and beta features.
@@ -138,6 +141,7 @@ impl Upstream {
             addresses,
             first_byte_timeout: upstream.first_byte_timeout.unwrap_or(config.first_byte_timeout),
             idle_timeout: upstream.idle_timeout.unwrap_or(config.idle_timeout),
+            health: Health::default(),
         }
     }
 

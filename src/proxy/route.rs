@@ -1,12 +1,14 @@
 //! Model → price → upstream: where a request goes, and on to the next where that may be.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::{Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::error::Error;
 use super::forward::{Failure, Upstream};
+use super::health::Trouble;
 use super::{Call, Context, authenticate};
 use crate::billing::price::{Model, Price};
 use crate::store::Key;
@@ -150,14 +152,15 @@ pub async fn forward<'c>(
         trying(&upstream.config.name);
         let body = call.request.upstream_body(model, include_usage(call, upstream));
         let stream = call.request.stream;
-        match upstream.send(call.endpoint, model, body, stream, &call.extras).await {
+        let started = Instant::now();
+        let answer = upstream.send(call.endpoint, model, body, stream, &call.extras).await;
+        note(ctx, upstream, &answer, started.elapsed());
+        match answer {
             Ok(reply) if is_passing(reply.status()) && upstreams.peek().is_some() && waiting() => {
-                ctx.metrics.upstream_failed(&upstream.config.name);
                 last = Error::UpstreamStatus(reply.status());
             }
             Ok(reply) => return Ok((upstream, reply)),
             Err(failure) => {
-                ctx.metrics.upstream_failed(&upstream.config.name);
                 let unsent = matches!(failure, Failure::Unsent(_));
                 last = failure.into();
                 if !unsent || !waiting() {
@@ -167,6 +170,26 @@ pub async fn forward<'c>(
         }
     }
     Err(last)
+}
+
+/// Remembers how an upstream did.
+fn note(
+    ctx: &Context,
+    upstream: &Upstream,
+    answer: &Result<Response<Incoming>, Failure>,
+    latency: Duration,
+) {
+    let trouble = match answer {
+        Ok(reply) => upstream.health.answered(reply.status(), latency),
+        Err(failure) => match Trouble::of_failure(failure) {
+            Some(trouble) => {
+                upstream.health.failed(trouble);
+                Some(trouble)
+            }
+            None => return,
+        },
+    };
+    ctx.metrics.upstream_tried(&upstream.config.name, trouble);
 }
 
 /// Statuses after which another upstream may do better; nothing was billed.

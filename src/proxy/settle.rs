@@ -84,6 +84,8 @@ struct Facts {
     opening: Opening,
     ttft: Option<Duration>,
     upstream: String,
+    /// The upstream took the request and began to reply.
+    answered: bool,
     client: Client,
 }
 
@@ -117,8 +119,13 @@ impl Bill {
     /// Opens a bill for a request that the store has admitted.
     pub fn open(ctx: &Arc<Context>, opening: Opening) -> Self {
         ctx.metrics.in_flight.inc();
-        let facts =
-            Facts { opening, ttft: None, upstream: String::new(), client: Client::default() };
+        let facts = Facts {
+            opening,
+            ttft: None,
+            upstream: String::new(),
+            answered: false,
+            client: Client::default(),
+        };
         Self { ctx: Arc::clone(ctx), facts: Some(Box::new(facts)) }
     }
 
@@ -126,6 +133,13 @@ impl Bill {
     pub fn sent(&mut self, upstream: &str) {
         if let Some(facts) = &mut self.facts {
             upstream.clone_into(&mut facts.upstream);
+        }
+    }
+
+    /// The upstream took the request: from now on it is to blame for a reply that breaks off.
+    pub fn answered(&mut self) {
+        if let Some(facts) = &mut self.facts {
+            facts.answered = true;
         }
     }
 
@@ -196,7 +210,10 @@ async fn settle(
 ) -> Result<(Settled, Credits), Error> {
     let Measured { usage, charge, source, outcome, mut flags } =
         measure(&ctx, &mut facts, &end).await;
-    let Facts { opening, ttft, upstream, .. } = facts;
+    let Facts { opening, ttft, upstream, answered, .. } = facts;
+    if answered && matches!(outcome, Outcome::UpstreamCut | Outcome::UpstreamError) {
+        ctx.upstream_cut_off(&upstream);
+    }
     ctx.metrics.settled(&opening.model.name, outcome, source, &usage, charge);
     let settlement = Settlement {
         served_model: price::served_model(&opening.model, &end.reading, &mut flags),

@@ -15,6 +15,7 @@ mod docs;
 mod endpoints;
 mod evasion;
 mod harness;
+mod health;
 mod hostile;
 mod http;
 mod limits;
