@@ -1,5 +1,7 @@
 //! The tests' own tools keep their promises: a test is worth no more than they are.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::account::chat;
@@ -8,6 +10,8 @@ use crate::support::edits::{blocks, differs_by_cost_only, without_usage_chunk};
 use crate::support::http::Call;
 use crate::support::prices::{Counts, charge};
 use crate::support::raw::Raw;
+use crate::support::redis::{Cluster, DURABLE, Redis, run_at};
+use crate::support::relay::Relay;
 use crate::support::script::{Cut, Gate, Pieces, Script};
 use crate::support::upstream::{Ending, Upstream};
 use crate::support::{credits, within};
@@ -178,4 +182,49 @@ fn the_tests_price_what_they_expect_by_hand() {
     // 0.01 + 0.000002 + 0.00005 + 0.00003 + 0.002
     assert_eq!(charge("test", &counts), credits("0.012082"));
     assert_eq!(charge("fine", &Counts::new(3, 0)), credits("0.000000113"));
+}
+
+#[test]
+fn a_redis_server_is_killed_paused_and_replaced_by_its_replica() {
+    let mut redis = Redis::start(DURABLE);
+    let relay = Relay::to(redis.port());
+    let run = |command: &[&str]| run_at(relay.port(), command);
+    run(&["SET", "balance", "7"]).unwrap();
+    redis.kill();
+    assert!(run(&["GET", "balance"]).is_err());
+    redis.restart();
+    assert_eq!(run(&["GET", "balance"]).unwrap().text(), "7");
+
+    let replica = redis.replica(DURABLE);
+    redis.kill();
+    replica.promote();
+    relay.switch(replica.port());
+    assert_eq!(run(&["INCR", "balance"]).unwrap().text(), "8");
+    replica.pause();
+    replica.resume();
+    assert_eq!(replica.run(&["GET", "balance"]).unwrap().text(), "8");
+}
+
+#[test]
+fn a_relay_loses_replies_to_commands_that_were_carried_out() {
+    let redis = Redis::start(&[]);
+    let relay = Relay::to(redis.port());
+    let run = |command: &[&str]| run_at(relay.port(), command);
+    relay.lose_one_reply_in(1);
+    assert!(run(&["INCR", "count"]).is_err());
+    relay.lose_one_reply_in(0);
+    assert_eq!(run(&["INCR", "count"]).unwrap().text(), "2");
+    relay.delay(Duration::from_millis(1));
+    assert_eq!(run(&["INCR", "count"]).unwrap().text(), "3");
+    relay.refuse(true);
+    assert!(run(&["INCR", "count"]).is_err());
+    assert_eq!(redis.run(&["GET", "count"]).unwrap().text(), "3");
+}
+
+#[test]
+fn six_redis_servers_make_a_cluster() {
+    let cluster = Cluster::start(DURABLE);
+    let key = |node: &Redis| node.run(&["SET", "balance", "7"]);
+    assert_eq!(cluster.nodes.iter().filter(|node| key(node).is_ok()).count(), 1);
+    assert!(cluster.url().starts_with("redis+cluster://127.0.0.1:"));
 }

@@ -13,6 +13,12 @@ pub mod load;
 pub mod prices;
 pub mod proxy;
 pub mod raw;
+#[allow(dead_code, reason = "the library's tests share it")]
+#[path = "../servers/redis.rs"]
+pub mod redis;
+#[allow(dead_code, reason = "the library's tests share it")]
+#[path = "../servers/relay.rs"]
+pub mod relay;
 pub mod script;
 pub mod upstream;
 
