@@ -8,31 +8,20 @@ use serde_json::json;
 use crate::support::account::chat;
 use crate::support::answer::Answer;
 use crate::support::books::{Books, count};
-use crate::support::credits;
 use crate::support::http::Call;
 use crate::support::load::{Load, Seen, billed, vary};
 use crate::support::prices::{Counts, charge};
 use crate::support::proxy::{Proxy, Setup};
+use crate::support::random::Random;
 use crate::support::until;
 use crate::support::upstream::Upstream;
+use crate::support::{credits, figure};
 
 /// The same moments in every run, as far as a machine's load allows it.
 const SEED: u64 = 0x5eed_fa2e_b0c5;
-const KILLS: usize = 100;
 const CLIENTS: usize = 8;
 /// In every so many rounds a request runs long enough to be noted before the kill.
 const NOTED_EVERY: usize = 20;
-
-/// Numbers that are random enough (a linear congruential generator).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
 
 /// A durable store, and credits for everything.
 async fn durable(upstream: &Upstream) -> Proxy {
@@ -54,20 +43,21 @@ async fn restart(proxy: &mut Proxy) -> Duration {
 /// Under load the one writer commits nearly all the time, so many of the kills fall into a
 /// commit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_a_hundred_times_under_load_nothing_complete_is_free_and_nothing_is_paid_twice() {
+async fn killed_again_and_again_under_load_nothing_complete_is_free_and_nothing_is_paid_twice() {
+    let kills = figure(100, 1000);
     let upstream = Upstream::start().await;
     vary(&upstream);
     upstream.for_model("other", Answer::default().staged(|script| script.stall_after(2)));
     let mut proxy = durable(&upstream).await;
     let account = proxy.default_account();
     let mut books = Books::of(&proxy.store(), &account.id);
-    let mut random = Random(SEED);
+    let mut random = Random::new(SEED);
     let mut all: Vec<Seen> = Vec::new();
     let mut noted = HashSet::new();
     let mut slowest = Duration::ZERO;
-    for round in 0..KILLS {
+    for round in 0..kills {
         let load = Load::start(&account, &format!("round {round}"), CLIENTS);
-        let pause = Duration::from_micros(random.below(150_000));
+        let pause = Duration::from_micros(random.below(150_000) as u64);
         if round % NOTED_EVERY == 0 {
             noted.insert(cut_off_when_noted(&mut proxy).await);
         } else {
@@ -90,7 +80,7 @@ async fn killed_a_hundred_times_under_load_nothing_complete_is_free_and_nothing_
         let debit = books.debits[one.id.as_ref().expect("a reply has an id")];
         assert_eq!(debit, billed[&one.prompt], "{one:?}");
     }
-    assert!(complete.len() > KILLS, "hardly anything was served: {}", complete.len());
+    assert!(complete.len() > kills, "hardly anything was served: {}", complete.len());
     assert!(books.debits.len() <= all.len(), "more debits than requests");
     account.check_books().await;
     assert_eq!(account.view().await.in_flight, 0);
@@ -103,7 +93,7 @@ async fn killed_a_hundred_times_under_load_nothing_complete_is_free_and_nothing_
         assert!(abandoned.iter().any(|row| row.id == *id), "{id} vanished");
     }
     println!(
-        "{KILLS} kills: {} requests, {} complete, {} debits, 0 lost, 0 doubled, {} abandoned; \
+        "{kills} kills: {} requests, {} complete, {} debits, 0 lost, 0 doubled, {} abandoned; \
          slowest restart {slowest:?}",
         all.len(),
         complete.len(),
@@ -165,12 +155,12 @@ async fn stopped_and_continued_under_load_it_loses_and_doubles_nothing() {
     let proxy = durable(&upstream).await;
     let account = proxy.default_account();
     let load = Load::start(&account, "stopped", CLIENTS);
-    let mut random = Random(SEED);
+    let mut random = Random::new(SEED);
     for _ in 0..20 {
         proxy.signal("STOP");
-        tokio::time::sleep(Duration::from_millis(random.below(100))).await;
+        tokio::time::sleep(Duration::from_millis(random.below(100) as u64)).await;
         proxy.signal("CONT");
-        tokio::time::sleep(Duration::from_millis(random.below(60))).await;
+        tokio::time::sleep(Duration::from_millis(random.below(60) as u64)).await;
     }
     let seen = load.end().await;
     account.settled().await;

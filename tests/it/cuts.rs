@@ -8,20 +8,38 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::support::account::{Account, UsageRow, chat};
-use crate::support::credits;
 use crate::support::edits::{blocks, data_of};
 use crate::support::http::Reply;
 use crate::support::prices::{Audio, Counts, rates, round};
 use crate::support::proxy::Setup;
 use crate::support::script::{Cut, Script};
 use crate::support::upstream::{Play, Upstream};
+use crate::support::{credits, figure, is_soak};
 
-/// Every so many bytes, and at the ends.
-const STEP: usize = 7;
 /// Requests at once: stalls cost time, and this makes them cost it together.
 const AT_ONCE: usize = 240;
 /// No JSON and no text, whatever stands around it.
 const GARBAGE: &[u8] = b"\xff\x00\"{";
+
+/// Streams of chat completions by their files.
+const OTHERS: [&str; 16] = [
+    "azure-sse-prompt-filter-first",
+    "fireworks-sse-unasked-usage",
+    "groq-sse-both-usages",
+    "mistral-sse-usage-in-finish-chunk",
+    "moonshot-sse-usage-in-choice",
+    "openai-chat-sse-usage-after-finish",
+    "sse-bom",
+    "sse-comments-ids-retry",
+    "sse-crlf",
+    "sse-done-with-trailing-space",
+    "sse-http10-close-delimited",
+    "sse-no-space-after-colon",
+    "sse-split-mid-usage",
+    "sse-split-utf8-bytewise",
+    "vllm-sse-continuous-usage",
+    "zhipu-sse-usage-in-finish-chunk",
+];
 
 /// A recorded stream and what it reports.
 struct Recorded {
@@ -81,19 +99,34 @@ impl Recorded {
         Self { file, path, model, body: body.into_bytes(), counts, charge }
     }
 
-    fn all() -> [Self; 5] {
+    /// One of each dialect; in a soak also how other providers put it.
+    fn all() -> Vec<Self> {
         let gemini = "/v1beta/models/gemini:streamGenerateContent?alt=sse";
-        [
+        let mut all = vec![
             Self::read("openai-chat-sse-include-usage", "/v1/chat/completions", "test"),
             Self::read("openai-completions-sse", "/v1/completions", "test"),
             Self::read("openai-responses-sse-completed", "/v1/responses", "test"),
             Self::read("anthropic-sse-basic-ping", "/v1/messages", "claude"),
             Self::read("gemini-sse-cumulative", gemini, "gemini"),
-        ]
+        ];
+        if is_soak() {
+            let chat = |file: &&'static str| Self::read(file, "/v1/chat/completions", "test");
+            all.extend(OTHERS.iter().map(chat));
+            let messages = |file| Self::read(file, "/v1/messages", "claude");
+            all.push(messages("anthropic-sse-duplicate-message-start"));
+            all.push(Self::read("gemini-sse-last-snapshot-drops-candidates", gemini, "gemini"));
+            all.push(Self::read("gemini-sse-multi-step-reset", gemini, "gemini"));
+        }
+        all
     }
 
     fn is_gemini(&self) -> bool {
         self.model == "gemini"
+    }
+
+    /// Whether usage is reported with every event, so that an earlier report may be the last.
+    fn reports_along(&self) -> bool {
+        self.is_gemini() || self.file == "vllm-sse-continuous-usage"
     }
 
     fn request(&self, mark: &str) -> Value {
@@ -153,7 +186,7 @@ impl Recorded {
 
 /// What an event says.
 fn known_of(data: &str) -> Known {
-    if data == "[DONE]" {
+    if data.trim() == "[DONE]" {
         return Known::End;
     }
     let Ok(event) = serde_json::from_str::<Value>(data) else { return Known::Nothing };
@@ -166,7 +199,8 @@ fn known_of(data: &str) -> Known {
         Some("message_start") => return Known::Nothing,
         _ => {}
     }
-    if event["usage"].is_object() || event["usageMetadata"].is_object() {
+    let usages = ["/usage", "/usageMetadata", "/choices/0/usage"];
+    if usages.iter().any(|path| event.pointer(path).is_some_and(Value::is_object)) {
         return Known::Usage;
     }
     if has_text { Known::Output } else { Known::Nothing }
@@ -182,10 +216,12 @@ async fn whatever_byte_a_stream_breaks_at_the_charge_is_what_was_known_by_then()
         .start()
         .await;
     let account = proxy.default_account();
-    let recorded: Vec<Recorded> = Recorded::all().into();
+    let recorded = Recorded::all();
+    // Every so many bytes, and at the ends.
+    let step = figure(7, 1);
     let mut runs: Vec<(usize, Fault, usize)> = Vec::new();
     for (which, recorded) in recorded.iter().enumerate() {
-        for at in (0..recorded.body.len()).step_by(STEP).chain([recorded.body.len()]) {
+        for at in (0..recorded.body.len()).step_by(step).chain([recorded.body.len()]) {
             let faults = [Fault::Fin, Fault::Reset, Fault::Stall, Fault::Garbage];
             runs.extend(faults.map(|fault| (which, fault, at)));
         }
@@ -255,8 +291,7 @@ fn check(
     let full = recorded.charge;
     let is = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
     if fault == Fault::Garbage {
-        // Gemini reports with every event, so that an earlier report may be the last.
-        let is_right = row.charge == full || (recorded.is_gemini() && row.charge <= full);
+        let is_right = row.charge == full || (recorded.reports_along() && row.charge <= full);
         is(row.source != "reported" || is_right, "a garbled report was believed")?;
         return is(row.charge > credits("0"), "a garbled reply was free");
     }
@@ -277,7 +312,7 @@ fn check(
         _ => return Err("no line of the table".into()),
     };
     is((least..=most).contains(&found), &format!("{found:?}, not {least:?} to {most:?}"))?;
-    let is_final = !recorded.is_gemini() || at + 4 >= recorded.body.len();
+    let is_final = !recorded.reports_along() || at + 4 >= recorded.body.len();
     if found >= Known::Usage && is_final {
         is(row.counts() == recorded.counts && row.charge == full, "not what was reported")?;
     }

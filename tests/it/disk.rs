@@ -21,8 +21,8 @@ use crate::support::http::{Call, Reply};
 use crate::support::prices::{Counts, charge};
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::script::Gate;
-use crate::support::until;
 use crate::support::upstream::Upstream;
+use crate::support::{figure, until};
 
 const COUNTS: Counts = Counts::new(11, 7);
 
@@ -238,7 +238,7 @@ async fn a_disk_that_fills_up_again_and_again_costs_no_debit() {
     let disk = SmallDisk::of(&proxy);
     let account = proxy.default_account();
     let mut paid = Vec::new();
-    for round in 0..10 {
+    for round in 0..figure(10, 20) {
         disk.fill();
         // What is left of the log is used up first.
         let mut stuck = Vec::new();

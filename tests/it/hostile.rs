@@ -14,6 +14,8 @@ use crate::support::proxy::{Proxy, Setup};
 use crate::support::script::Script;
 use crate::support::upstream::Upstream;
 
+mod spoilt;
+
 const CHAT: &str = "/v1/chat/completions";
 
 /// Numbers that are no counts, as they stand in JSON; some are no JSON either.

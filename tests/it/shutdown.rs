@@ -10,9 +10,8 @@ use crate::support::prices::{Counts, charge};
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::script::Gate;
 use crate::support::upstream::Upstream;
-use crate::support::{credits, until};
+use crate::support::{credits, figure, until};
 
-const STREAMS: usize = 100;
 /// Of every reply here.
 const COUNTS: Counts = Counts::new(11, 7);
 
@@ -33,6 +32,11 @@ fn patient(upstream: &Upstream, drain_timeout: &str) -> Setup {
     Setup::before(upstream)
         .setting("max_in_flight", "1000")
         .setting("drain_timeout", &drain_timeout)
+}
+
+/// Streams that are open when the signal comes.
+fn many() -> usize {
+    figure(100, 500)
 }
 
 /// Streams that are under way.
@@ -77,14 +81,14 @@ fn assert_broken_off(reply: &Reply) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn told_to_end_it_takes_no_more_and_lets_every_stream_come_to_its_end() {
-    for signal in ["TERM", "INT"] {
+    for signal in ["TERM", "INT"].repeat(figure(1, 30)) {
         let (upstream, gate) = gated_upstream().await;
         let mut proxy = patient(&upstream, "120s").start().await;
         let account = proxy.default_account();
-        let streams = open_streams(&account, STREAMS).await;
+        let streams = open_streams(&account, many()).await;
         proxy.signal(signal);
         closing(&proxy).await;
-        assert_eq!(account.view().await.in_flight as usize, STREAMS, "the control plane answers");
+        assert_eq!(account.view().await.in_flight as usize, many(), "the control plane answers");
         gate.open_all();
         for reply in read_all(streams).await {
             assert!(reply.complete && reply.text().ends_with("data: [DONE]\n\n"), "{reply:?}");
@@ -93,7 +97,7 @@ async fn told_to_end_it_takes_no_more_and_lets_every_stream_come_to_its_end() {
 
         proxy.restart().await;
         let usage = account.usage().await;
-        assert_eq!(usage.len(), STREAMS);
+        assert_eq!(usage.len(), many());
         for row in usage {
             assert_eq!((row.outcome.as_str(), row.source.as_str()), ("completed", "reported"));
             assert_eq!(row.charge, charge("test", &COUNTS));
@@ -107,7 +111,7 @@ async fn when_its_patience_ends_streams_are_broken_off_and_settled_from_what_is_
     let (upstream, _gate) = gated_upstream().await;
     let mut proxy = patient(&upstream, "300ms").start().await;
     let account = proxy.default_account();
-    let streams = open_streams(&account, STREAMS).await;
+    let streams = open_streams(&account, many()).await;
     let waiting = waiting_for_its_head(&account, &upstream).await;
     proxy.signal("TERM");
     for reply in read_all(streams).await {
@@ -120,11 +124,11 @@ async fn when_its_patience_ends_streams_are_broken_off_and_settled_from_what_is_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_signal_ends_at_once_and_still_settles() {
-    for signals in [["TERM", "TERM"], ["INT", "TERM"], ["TERM", "INT"]] {
+    for signals in [["TERM", "TERM"], ["INT", "TERM"], ["TERM", "INT"]].repeat(figure(1, 14)) {
         let (upstream, _gate) = gated_upstream().await;
         let mut proxy = patient(&upstream, "1h").start().await;
         let account = proxy.default_account();
-        let streams = open_streams(&account, STREAMS).await;
+        let streams = open_streams(&account, many()).await;
         let waiting = waiting_for_its_head(&account, &upstream).await;
         proxy.signal(signals[0]);
         closing(&proxy).await;
@@ -158,7 +162,7 @@ fn assert_refused(reply: &Reply) {
 async fn assert_all_settled(proxy: &mut Proxy, account: &Account) {
     proxy.restart().await;
     let usage = account.usage().await;
-    assert_eq!(usage.len(), STREAMS + 1);
+    assert_eq!(usage.len(), many() + 1);
     for row in &usage {
         assert_eq!(row.source, "estimated", "{row:?}");
         assert!(row.input_tokens > 0 && row.charge > credits("0"), "{row:?}");

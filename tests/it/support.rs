@@ -12,6 +12,7 @@ pub mod http;
 pub mod load;
 pub mod prices;
 pub mod proxy;
+pub mod random;
 pub mod raw;
 #[allow(dead_code, reason = "the library's tests share it")]
 #[path = "../servers/redis.rs"]
@@ -29,6 +30,16 @@ use farebox::billing::Credits;
 
 /// Longest wait for anything that should happen at once: generous, as machines are shared.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often or how much: the first by default, the second where `./soak` asks for the whole.
+pub fn figure(quick: usize, whole: usize) -> usize {
+    if is_soak() { whole } else { quick }
+}
+
+/// Whether tests run at their whole figures, which takes hours.
+pub fn is_soak() -> bool {
+    std::env::var_os("FAREBOX_SOAK").is_some()
+}
 
 /// An amount, such as `credits("4.9")`.
 pub fn credits(text: &str) -> Credits {

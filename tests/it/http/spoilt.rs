@@ -2,29 +2,15 @@
 //! or forwarded well-formed, and none hangs.
 
 use super::{BODY, chunked, framed};
+use crate::support::figure;
 use crate::support::proxy::Setup;
+use crate::support::random::Random;
 use crate::support::raw::Raw;
 use crate::support::upstream::Upstream;
 
-/// A small generator, so that a failure can be repeated by its seed.
-struct Seeded(u64);
-
-impl Seeded {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 16).unwrap() % n
-    }
-
-    fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
-        &all[self.below(all.len())]
-    }
-}
-
 /// A request with one to three of its bytes, lines or numbers spoilt.
 fn mutated(seed: u64, key: &str) -> Vec<u8> {
-    let mut random = Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(seed);
     let length = format!("connection: close\r\ncontent-length: {}\r\n", BODY.len());
     let te = "connection: close\r\ntransfer-encoding: chunked\r\n";
     let mut bytes = match random.below(3) {
@@ -103,7 +89,7 @@ async fn a_spoilt_request_is_refused_or_forwarded_well_formed_and_never_hangs() 
         .await;
     let account = proxy.default_account();
     let mut running = tokio::task::JoinSet::new();
-    for seed in 1..=600_u64 {
+    for seed in 1..=figure(600, 5000) as u64 {
         if running.len() >= 40 {
             running.join_next().await.unwrap().unwrap();
         }

@@ -75,6 +75,15 @@ impl Raw {
         }
     }
 
+    /// Reads so many pieces, as they come, or to the end.
+    pub async fn pieces(&mut self, n: usize) {
+        for _ in 0..n {
+            if !within("a piece of a raw reply", self.more()).await {
+                break;
+            }
+        }
+    }
+
     /// Whether the server closes the connection, with nothing more to say.
     pub async fn closes(&mut self) -> bool {
         self.buffer.is_empty() && !within("the end of a connection", self.more()).await
