@@ -2,7 +2,8 @@
 //!
 //! A [`Store`] offers whole operations, each atomic and idempotent by its id, never reads
 //! and writes that a caller combines. Balances change here and nowhere else. Every method
-//! may be called again after an unknown outcome with the same id and the same content.
+//! on money may be called again after an unknown outcome with the same id and content.
+//! Documents are the one exception: they are compared and set by version.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -529,6 +530,37 @@ pub struct Backlog {
     pub halted: Option<String>,
 }
 
+/// Whose a document is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Of the whole installation.
+    Installation,
+    /// Of one account.
+    Account(AccountId),
+}
+
+/// Something small that is neither money nor usage: a session, settings, what was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// Its content; by convention JSON.
+    pub body: String,
+    /// Grows with each change, also across a deletion.
+    pub version: u64,
+}
+
+/// A change of a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// At most 256 bytes of the caller's choice, such as `settings` or `session/…`.
+    pub name: String,
+    /// The new content; none: the document ends.
+    pub body: Option<String>,
+    /// The version that is replaced; none: there must be no such document.
+    pub replaces: Option<u64>,
+    /// From then on the document is not there.
+    pub expires_at: Option<Millis>,
+}
+
 /// Where balances live.
 pub trait Store: Send + Sync + 'static {
     /// Makes an account with no credits. `Conflict` if the id exists.
@@ -612,6 +644,14 @@ pub trait Store: Send + Sync + 'static {
     fn backlog(&self) -> Option<Backlog> {
         None
     }
+
+    /// A document, if it is there and has not expired.
+    fn document(&self, scope: &Scope, name: &str) -> Answer<'_, Option<Document>>;
+    /// Changes a document if it still has the version that the caller saw, and answers the
+    /// new version. `Conflict` if it has another; `NotFound` if there is no such account.
+    /// Durable when answered. Not idempotent: after an unknown outcome, read again.
+    fn put_document(&self, scope: &Scope, put: Put) -> Answer<'_, u64>;
+
     /// Whether a debit could be written now.
     fn ready(&self) -> Answer<'_, ()>;
     /// Writes what waits, then closes.

@@ -14,12 +14,13 @@ use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Account, AccountId, Admission, Admitted, Answer, Candidate, Entry, EntryFilter, Grant, Granted,
-    Group, Key, LotFilter, LotRow, Millis, Page, Refused, Rows, Settled, Settlement, Store,
-    StoreError, SummaryRow, Undo, UsageFilter, UsageRow,
+    Account, AccountId, Admission, Admitted, Answer, Candidate, Document, Entry, EntryFilter,
+    Grant, Granted, Group, Key, LotFilter, LotRow, Millis, Page, Put, Refused, Rows, Scope,
+    Settled, Settlement, Store, StoreError, SummaryRow, Undo, UsageFilter, UsageRow,
 };
 use crate::key::KeyHash;
 use changes::{Booked, CloseAccount, GrantCredits, Refund, Reverse, Sweep};
+use documents::PutDocument;
 use keys::Keys;
 use live::Live;
 use operations::{CreateAccount, CreateKey, ForgetFlight, Own, RevokeKey, Settle};
@@ -29,6 +30,7 @@ use writer::{Operation, Reply, Writer};
 
 mod books;
 mod changes;
+mod documents;
 mod file;
 mod fingerprint;
 mod keys;
@@ -385,6 +387,16 @@ impl Store for Embedded {
     fn epoch(&self) -> Answer<'_, String> {
         // What was acknowledged is in the file; there is no other copy that could take its place.
         Box::pin(ready(Ok("embedded".into())))
+    }
+
+    fn document(&self, scope: &Scope, name: &str) -> Answer<'_, Option<Document>> {
+        let (scope, name) = (scope.clone(), name.to_owned());
+        let now = (self.clock)();
+        Box::pin(self.lookups.read(move |db| documents::document(db, &scope, &name, now)))
+    }
+
+    fn put_document(&self, scope: &Scope, put: Put) -> Answer<'_, u64> {
+        self.write(PutDocument { scope: scope.clone(), put })
     }
 
     fn ready(&self) -> Answer<'_, ()> {

@@ -1,4 +1,4 @@
--- The embedded store, schema 2. Amounts are whole nano-credits (10⁻⁹ of a credit), times are
+-- The embedded store, schema 3. Amounts are whole nano-credits (10⁻⁹ of a credit), times are
 -- milliseconds since 1970 (UTC). The number of the schema is in `PRAGMA user_version`.
 --
 -- There are no foreign keys: accounts and keys are never deleted, and an operation has read
@@ -174,3 +174,14 @@ CREATE TABLE owned (
     PRIMARY KEY (account, object)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX owned_until ON owned (until);
+
+-- Small texts that are neither money nor usage: sessions, settings.
+CREATE TABLE document (
+    scope      TEXT NOT NULL, -- an account; empty: the whole installation
+    name       TEXT NOT NULL,
+    body       TEXT NOT NULL,
+    version    INTEGER NOT NULL,
+    expires_at INTEGER,
+    PRIMARY KEY (scope, name)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX document_expiry ON document (expires_at) WHERE expires_at IS NOT NULL;

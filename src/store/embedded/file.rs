@@ -12,7 +12,7 @@ use super::{Synchronous, migrate};
 use crate::store::StoreError;
 
 /// The version that this program writes. It turns older ones into this one.
-const SCHEMA: i64 = 2;
+pub(super) const SCHEMA: i64 = 3;
 /// "Fbx1" in `PRAGMA application_id`: tells our files from other SQLite files.
 const APPLICATION: i64 = 0x4662_7831;
 /// Statements kept prepared; more than there are.
@@ -102,16 +102,18 @@ pub(super) fn open(path: &Path, synchronous: Synchronous) -> Result<(Lock, Conne
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sqlite)?;
     let found = inspect(&db).map_err(sqlite)?;
     match found {
-        Found::Empty | Found::Schema(1 | SCHEMA) => configure(&db, synchronous).map_err(sqlite)?,
+        Found::Empty | Found::Schema(1..=SCHEMA) => configure(&db, synchronous).map_err(sqlite)?,
         Found::Schema(found) => return Err(OpenError::Newer { path: path.into(), found }),
         Found::Foreign => return Err(OpenError::Foreign(path.into())),
     }
     match found {
         Found::Empty => create_tables(&mut db).map_err(sqlite)?,
-        Found::Schema(1) => migrate::from_1(&mut db).map_err(|fault| match fault {
-            Fault::Db(source) => sqlite(source),
-            Fault::Refused(source) => OpenError::Migration { path: path.into(), source },
-        })?,
+        Found::Schema(schema @ 1..SCHEMA) => {
+            migrate::from(&mut db, schema).map_err(|fault| match fault {
+                Fault::Db(source) => sqlite(source),
+                Fault::Refused(source) => OpenError::Migration { path: path.into(), source },
+            })?
+        }
         Found::Schema(_) | Found::Foreign => {}
     }
     Ok((Lock(lock), db))

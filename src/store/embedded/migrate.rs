@@ -3,24 +3,38 @@
 use rusqlite::{Connection, Row, params};
 
 use super::books::insert_parts;
+use super::file::SCHEMA;
 use super::lots;
 use super::sql::{Count, Fault, Word};
 use crate::billing::Credits;
 use crate::billing::ledger::{Book, Booking, Class, Kind, LedgerError, NewLot, expiry};
 use crate::store::{AccountId, Millis};
 
+/// Takes the steps that are missing, all of them or none.
+pub(super) fn from(db: &mut Connection, schema: i64) -> Result<(), Fault> {
+    let step = db.transaction()?;
+    if schema < 2 {
+        to_2(&step)?;
+    }
+    if schema < 3 {
+        step.execute_batch(include_str!("../migrate_3.sql"))?;
+    }
+    step.pragma_update(None, "user_version", SCHEMA)?;
+    step.commit()?;
+    Ok(())
+}
+
 /// Replays the ledger: what was granted becomes lots of usage credits, what was debited is
 /// taken from them. Balances stay; what is older than twelve months ends with the first look
 /// at it, as it would have.
-pub(super) fn from_1(db: &mut Connection) -> Result<(), Fault> {
-    let step = db.transaction()?;
+fn to_2(step: &Connection) -> Result<(), Fault> {
     step.execute_batch(include_str!("../migrate_2.sql"))?;
     let accounts: Vec<(AccountId, Credits)> = step
         .prepare("SELECT id, balance FROM account")?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<Result<_, _>>()?;
     for (account, balance) in accounts {
-        let book = replay(&step, &account)?;
+        let book = replay(step, &account)?;
         if book.balance() != balance {
             return Err(LedgerError::Unsound.into());
         }
@@ -31,8 +45,6 @@ pub(super) fn from_1(db: &mut Connection) -> Result<(), Fault> {
             params![next_expiry, account],
         )?;
     }
-    step.pragma_update(None, "user_version", 2)?;
-    step.commit()?;
     Ok(())
 }
 
