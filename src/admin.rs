@@ -22,6 +22,7 @@ use crate::store::Store;
 pub mod accounts;
 pub mod credits;
 pub mod error;
+pub mod export;
 pub mod extract;
 pub mod health;
 pub mod keys;
@@ -97,7 +98,11 @@ routes! {
     POST "/admin/v1/accounts/{account}/reversals" => credits::reverse,
     GET "/admin/v1/accounts/{account}/lots" => lots::list,
     GET "/admin/v1/accounts/{account}/ledger" => ledger::list,
+    GET "/admin/v1/accounts/{account}/ledger/export" => export::ledger,
+    GET "/admin/v1/accounts/{account}/ledger/export/meta" => export::ledger_meta,
     GET "/admin/v1/accounts/{account}/usage" => usage::list,
+    GET "/admin/v1/accounts/{account}/usage/export" => export::usage,
+    GET "/admin/v1/accounts/{account}/usage/export/meta" => export::usage_meta,
     GET "/admin/v1/accounts/{account}/usage/summary" => usage::summary,
     GET "/admin/v1/prices" => prices::list,
     GET "/admin/v1/upstreams" => upstreams::list,

@@ -9,5 +9,5 @@ pub mod ledger;
 pub mod price;
 pub mod usage;
 
-pub use credits::Credits;
+pub use credits::{Credits, Total};
 pub use usage::Usage;

@@ -18,6 +18,7 @@ mod account;
 pub mod client;
 mod context;
 mod credit;
+mod export;
 pub mod failure;
 mod key;
 mod ledger;
@@ -39,6 +40,7 @@ Examples:
   farebox credit lots
   farebox usage summary --last 7d --by model
   farebox ledger list --json
+  farebox ledger export --last 30d -o september.csv
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 config, 4 auth, 5 not found,
             6 refused, 7 unreachable, 8 integrity";
@@ -195,6 +197,8 @@ pub fn run(host: &Host) -> ExitCode {
     let Cli { global, command } = Cli::parse();
     match command.unwrap_or(Command::Local(Local::Serve)) {
         Command::Local(local) => (host.run)(local, global.config.as_deref()),
+        // A file is checked where it is; nobody has to be asked.
+        Command::Remote(Remote::Ledger(args)) if args.is_local() => finish(args.run_here()),
         Command::Remote(remote) => {
             let answer = Context::new(&global, host).and_then(|context| ask(&context, remote));
             finish(answer)

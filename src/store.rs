@@ -622,6 +622,20 @@ pub trait Store: Send + Sync + 'static {
         filter: UsageFilter,
         page: Page,
     ) -> Answer<'_, Rows<UsageRow>>;
+    /// The ledger of an account, oldest first: as it grows it never changes what was read.
+    fn entries_oldest_first(
+        &self,
+        account: &AccountId,
+        filter: EntryFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<Entry>>;
+    /// The requests of an account, oldest first.
+    fn usage_oldest_first(
+        &self,
+        account: &AccountId,
+        filter: UsageFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<UsageRow>>;
     /// Sums over the requests of an account, dearest group first; days in order.
     fn summary(
         &self,

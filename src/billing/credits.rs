@@ -78,11 +78,29 @@ impl Credits {
     }
 }
 
+/// A sum of any number of amounts: unlike a balance it has no limit of its own.
+///
+/// Written and read as [`Credits`] are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Total(i128);
+
+impl Total {
+    /// Nothing.
+    pub const ZERO: Self = Self(0);
+}
+
 impl fmt::Display for Credits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Total::from(*self).fmt(f)
+    }
+}
+
+impl fmt::Display for Total {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nano = self.0.unsigned_abs();
-        let (whole, part) = (nano / NANO.unsigned_abs(), nano % NANO.unsigned_abs());
-        let mut text = whole.to_string();
+        let one = u128::from(NANO.unsigned_abs());
+        let mut text = (nano / one).to_string();
+        let part = nano % one;
         if part > 0 {
             let digits = format!("{part:09}");
             text.push('.');
@@ -92,31 +110,97 @@ impl fmt::Display for Credits {
     }
 }
 
+impl From<Credits> for Total {
+    fn from(amount: Credits) -> Self {
+        Self(amount.0.into())
+    }
+}
+
+impl Add for Total {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+}
+
+impl Sub for Total {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Self(self.0 - other.0)
+    }
+}
+
+impl Neg for Total {
+    type Output = Self;
+    fn neg(self) -> Self {
+        Self(-self.0)
+    }
+}
+
+impl AddAssign<Credits> for Total {
+    fn add_assign(&mut self, amount: Credits) {
+        self.0 += i128::from(amount.0);
+    }
+}
+
+impl AddAssign for Total {
+    fn add_assign(&mut self, other: Self) {
+        self.0 += other.0;
+    }
+}
+
+impl Serialize for Total {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Total {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl FromStr for Total {
+    type Err = CreditsError;
+
+    fn from_str(text: &str) -> Result<Self, CreditsError> {
+        nano_of(text).map(Self)
+    }
+}
+
 impl FromStr for Credits {
     type Err = CreditsError;
 
     fn from_str(text: &str) -> Result<Self, CreditsError> {
-        let (negative, digits) = match text.strip_prefix('-') {
-            Some(rest) => (true, rest),
-            None => (false, text),
-        };
-        let (whole, part) = digits.split_once('.').unwrap_or((digits, "0"));
-        let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-        if !is_number(whole) || !is_number(part) {
-            return Err(CreditsError::NotDecimal);
-        }
-        let part = part.trim_end_matches('0');
-        if part.len() > 9 {
-            return Err(CreditsError::TooFine);
-        }
-        let whole: i64 = whole.parse().map_err(|_| CreditsError::TooLarge)?;
-        let part: i64 = format!("{part:0<9}").parse().map_err(|_| CreditsError::TooLarge)?;
-        let nano = whole.checked_mul(NANO).and_then(|n| n.checked_add(part));
-        match nano {
-            Some(nano) if nano <= Self::LIMIT.0 => Ok(Self(if negative { -nano } else { nano })),
+        match i64::try_from(nano_of(text)?) {
+            Ok(nano) if nano.abs() <= Self::LIMIT.0 => Ok(Self(nano)),
             _ => Err(CreditsError::TooLarge),
         }
     }
+}
+
+/// The nano-credits that a decimal text says, of any size.
+fn nano_of(text: &str) -> Result<i128, CreditsError> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    let (whole, part) = digits.split_once('.').unwrap_or((digits, "0"));
+    let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    if !is_number(whole) || !is_number(part) {
+        return Err(CreditsError::NotDecimal);
+    }
+    let part = part.trim_end_matches('0');
+    if part.len() > 9 {
+        return Err(CreditsError::TooFine);
+    }
+    let whole: i128 = whole.parse().map_err(|_| CreditsError::TooLarge)?;
+    let part: i128 = format!("{part:0<9}").parse().map_err(|_| CreditsError::TooLarge)?;
+    let nano = whole.checked_mul(NANO.into()).and_then(|n| n.checked_add(part));
+    let nano = nano.ok_or(CreditsError::TooLarge)?;
+    Ok(if negative { -nano } else { nano })
 }
 
 impl Serialize for Credits {
@@ -194,6 +278,18 @@ mod tests {
         assert_eq!("0.0000000001".parse::<Credits>(), Err(CreditsError::TooFine));
         assert_eq!("9000000.1".parse::<Credits>(), Err(CreditsError::TooLarge));
         assert_eq!("99999999999999999999".parse::<Credits>(), Err(CreditsError::TooLarge));
+    }
+
+    #[test]
+    fn a_total_is_exact_beyond_what_a_balance_may_be() {
+        let mut total = Total::ZERO;
+        for _ in 0..3 {
+            total += Credits::LIMIT;
+            total += Credits::from_nano(-1);
+        }
+        assert_eq!(total.to_string(), "26999999.999999997");
+        let read: Total = serde_json::from_str("\"-26999999.999999997\"").unwrap();
+        assert_eq!(read, -total);
     }
 
     #[test]

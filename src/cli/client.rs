@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::{Method, RequestBuilder, Url};
 use serde::de::DeserializeOwned;
 
@@ -10,6 +11,10 @@ use super::failure::{Exit, Failure};
 use crate::admin::error::ErrorBody;
 use crate::key::Secret;
 use crate::store::{Key, Rows};
+
+/// Longest time for something long, and longest pause in it.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 /// The control plane, as this command reaches it.
 pub struct Client {
@@ -77,6 +82,21 @@ impl Client {
         self.send(self.request(Method::GET, path, query)).await
     }
 
+    /// Reads something long, such as a file: the caller takes it piece by piece, or waits for
+    /// what takes the server as long. Only the wait for each piece has a limit then.
+    ///
+    /// # Errors
+    ///
+    /// As the server says, or that it does not answer.
+    pub async fn download(&self, path: &[&str], query: Query<'_>) -> Result<Download, Failure> {
+        let request = self.request(Method::GET, path, query).timeout(LONGEST);
+        let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        if response.status().is_success() {
+            return Ok(Download { response, from: self.url.clone() });
+        }
+        Err(self.refused(response).await)
+    }
+
     /// Sends a document; `idempotency_key` where it changes money.
     ///
     /// # Errors
@@ -120,25 +140,77 @@ impl Client {
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Answer, Failure> {
-        let unreachable = |error: reqwest::Error| {
-            let message = format!("no answer from {}: {}", self.url, chain(&error.without_url()));
-            Failure::new(Exit::Unreachable, message)
-                .next("farebox serve    (or give its address: --url, FAREBOX_URL)")
-        };
-        let response = request.send().await.map_err(unreachable)?;
-        let status = response.status().as_u16();
-        let text = response.text().await.map_err(unreachable)?;
-        if (200..300).contains(&status) {
-            return Ok(Answer(text));
+        let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        if !response.status().is_success() {
+            return Err(self.refused(response).await);
         }
-        Err(match serde_json::from_str::<ErrorBody>(&text) {
+        response.text().await.map(Answer).map_err(|error| self.unreachable(error))
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> Failure {
+        let message = format!("no answer from {}: {}", self.url, chain(&error.without_url()));
+        Failure::new(Exit::Unreachable, message)
+            .next("farebox serve    (or give its address: --url, FAREBOX_URL)")
+    }
+
+    /// What an answer that is not a success says.
+    async fn refused(&self, response: reqwest::Response) -> Failure {
+        let status = response.status().as_u16();
+        let text = match response.text().await {
+            Ok(text) => text,
+            Err(error) => return self.unreachable(error),
+        };
+        match serde_json::from_str::<ErrorBody>(&text) {
             Ok(body) => refusal(status, &body.error.code, &body.error.message),
             Err(_) => Failure::new(
                 Exit::Failed,
                 format!("{} answered {status} and not as Farebox's control plane does", self.url),
             )
             .next("farebox --url http://127.0.0.1:8081 account list"),
-        })
+        }
+    }
+}
+
+/// Something long that arrives piece by piece.
+pub struct Download {
+    response: reqwest::Response,
+    from: Url,
+}
+
+impl Download {
+    /// A header of the answer; empty if it has none of this name.
+    pub fn header(&self, name: &str) -> String {
+        let value = self.response.headers().get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_owned()
+    }
+
+    /// The next piece; none at the end.
+    ///
+    /// # Errors
+    ///
+    /// When it breaks off.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        let broken = |why: String| {
+            let message = format!("the answer of {} broke off: {why}", self.from);
+            Failure::new(Exit::Unreachable, message)
+        };
+        match tokio::time::timeout(LONGEST_PAUSE, self.response.chunk()).await {
+            Ok(piece) => piece.map_err(|error| broken(chain(&error.without_url()))),
+            Err(_) => Err(broken("nothing came for too long".to_owned())),
+        }
+    }
+
+    /// All of it, as a document.
+    ///
+    /// # Errors
+    ///
+    /// When it breaks off.
+    pub async fn document(mut self) -> Result<Answer, Failure> {
+        let mut text = Vec::new();
+        while let Some(piece) = self.next().await? {
+            text.extend_from_slice(&piece);
+        }
+        Ok(Answer(String::from_utf8_lossy(&text).into_owned()))
     }
 }
 

@@ -1,9 +1,12 @@
 //! `farebox ledger`: every change of a balance.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::PageArgs;
 use super::context::Context;
+use super::export::{self, ExportArgs};
 use super::failure::Failure;
 use super::span::SpanArgs;
 use super::table::{Align, Table, amounts};
@@ -26,6 +29,44 @@ enum LedgerCommand {
     /// List entries, newest first
     #[command(after_help = "Example:\n  farebox ledger list --kind topup --last 30d")]
     List(ListArgs),
+    /// Write every entry with the balance after it to a file, oldest first, and beside it
+    /// FILE.meta.json, which makes its totals checkable
+    #[command(after_help = "Examples:\n  \
+        farebox ledger export --from 2026-09-01 --to 2026-10-01 -o september.csv\n  \
+        farebox ledger export --format jsonl --kind topup")]
+    Export {
+        /// Only entries of this kind
+        #[arg(long)]
+        kind: Option<KindArg>,
+        #[command(flatten)]
+        export: ExportArgs,
+    },
+    /// Check the books
+    #[command(after_help = "Example:\n  farebox ledger verify --export september.csv")]
+    Verify {
+        /// Check this exported file against its FILE.meta.json
+        #[arg(long, value_name = "FILE")]
+        export: PathBuf,
+    },
+}
+
+impl LedgerArgs {
+    /// Whether no control plane is needed.
+    pub fn is_local(&self) -> bool {
+        matches!(self.command, Some(LedgerCommand::Verify { .. }))
+    }
+
+    /// Runs what needs no control plane.
+    ///
+    /// # Errors
+    ///
+    /// What does not add up, or a file that cannot be read.
+    pub fn run_here(&self) -> Result<String, Failure> {
+        match &self.command {
+            Some(LedgerCommand::Verify { export }) => export::verify(export),
+            _ => Ok(String::new()),
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -83,6 +124,11 @@ impl From<KindArg> for Kind {
 pub async fn run(context: &Context, args: LedgerArgs) -> Result<String, Failure> {
     let list = match args.command {
         Some(LedgerCommand::List(list)) => list,
+        Some(LedgerCommand::Export { kind, export }) => {
+            let kind = kind.map(|kind| Kind::from(kind).name().to_owned());
+            return export::run(context, "ledger", &export, vec![("kind", kind)]).await;
+        }
+        Some(LedgerCommand::Verify { export }) => return export::verify(&export),
         None => args.list,
     };
     let span = list.span.read(time::now(), &context.zone)?;

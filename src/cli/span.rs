@@ -17,10 +17,10 @@ pub struct SpanArgs {
     #[arg(long, value_name = "TIME", conflicts_with_all = ["since", "until"])]
     pub last: Option<String>,
     /// Not before this time, or this date's midnight
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, alias = "from", value_name = "TIME")]
     pub since: Option<String>,
     /// Before this time, or this date's midnight
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, alias = "to", value_name = "TIME")]
     pub until: Option<String>,
 }
 

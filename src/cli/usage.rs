@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::PageArgs;
 use super::context::Context;
+use super::export::{self, ExportArgs};
 use super::failure::Failure;
 use super::span::SpanArgs;
 use super::table::{Align, Table, amounts, count, share};
@@ -33,6 +34,16 @@ enum UsageCommand {
     /// Sum requests by model, key, tag or day
     #[command(after_help = "Example:\n  farebox usage summary --last 7d --by model")]
     Summary(SummaryArgs),
+    /// Write every request to a file, oldest first, and beside it FILE.meta.json, which makes
+    /// its totals checkable
+    #[command(after_help = "Example:\n  \
+        farebox usage export --last 30d --key openclaw -o openclaw.csv")]
+    Export {
+        #[command(flatten)]
+        filter: RowArgs,
+        #[command(flatten)]
+        export: ExportArgs,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -56,6 +67,12 @@ struct SummaryArgs {
 struct FilterArgs {
     #[command(flatten)]
     span: SpanArgs,
+    #[command(flatten)]
+    rows: RowArgs,
+}
+
+#[derive(Args, Debug)]
+struct RowArgs {
     /// Exactly this model
     #[arg(long)]
     model: Option<String>,
@@ -82,13 +99,23 @@ impl FilterArgs {
         context: &Context,
     ) -> Result<Vec<(&'static str, Option<String>)>, Failure> {
         let span = self.span.read(time::now(), &context.zone)?;
+        let mut query = self.rows.query(context).await?;
+        query.push(("since", span.since.map(time::rfc3339)));
+        query.push(("until", span.until.map(time::rfc3339)));
+        Ok(query)
+    }
+}
+
+impl RowArgs {
+    async fn query(
+        &self,
+        context: &Context,
+    ) -> Result<Vec<(&'static str, Option<String>)>, Failure> {
         let key = match &self.key {
             Some(text) => Some(context.key_id(text).await?),
             None => None,
         };
         Ok(vec![
-            ("since", span.since.map(time::rfc3339)),
-            ("until", span.until.map(time::rfc3339)),
             ("model", self.model.clone()),
             ("key", key),
             ("tag", self.tag.clone()),
@@ -108,6 +135,10 @@ pub async fn run(context: &Context, args: UsageArgs) -> Result<String, Failure> 
     match args.command {
         Some(UsageCommand::List(args)) => list(context, args).await,
         Some(UsageCommand::Summary(args)) => summary(context, args).await,
+        Some(UsageCommand::Export { filter, export }) => {
+            let filter = filter.query(context).await?;
+            export::run(context, "usage", &export, filter).await
+        }
         None => summary(context, args.summary).await,
     }
 }

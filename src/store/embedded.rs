@@ -24,6 +24,7 @@ use documents::PutDocument;
 use keys::Keys;
 use live::Live;
 use operations::{CreateAccount, CreateKey, ForgetFlight, Own, RevokeKey, Settle};
+use read::Order;
 use readers::Readers;
 use sql::Fault;
 use writer::{Operation, Reply, Writer};
@@ -350,7 +351,7 @@ impl Store for Embedded {
         page: Page,
     ) -> Answer<'_, Rows<Entry>> {
         let account = account.clone();
-        self.page(move |db| read::entries(db, &account, &filter, &page))
+        self.page(move |db| read::entries(db, &account, &filter, &page, Order::NewestFirst))
     }
 
     fn usage(
@@ -360,7 +361,27 @@ impl Store for Embedded {
         page: Page,
     ) -> Answer<'_, Rows<UsageRow>> {
         let account = account.clone();
-        self.page(move |db| read::usage(db, &account, &filter, &page))
+        self.page(move |db| read::usage(db, &account, &filter, &page, Order::NewestFirst))
+    }
+
+    fn entries_oldest_first(
+        &self,
+        account: &AccountId,
+        filter: EntryFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<Entry>> {
+        let account = account.clone();
+        self.page(move |db| read::entries(db, &account, &filter, &page, Order::OldestFirst))
+    }
+
+    fn usage_oldest_first(
+        &self,
+        account: &AccountId,
+        filter: UsageFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<UsageRow>> {
+        let account = account.clone();
+        self.page(move |db| read::usage(db, &account, &filter, &page, Order::OldestFirst))
     }
 
     fn summary(

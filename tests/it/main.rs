@@ -14,6 +14,7 @@ mod disk;
 mod docs;
 mod endpoints;
 mod evasion;
+mod export;
 mod hangups;
 mod harness;
 mod health;

@@ -22,6 +22,13 @@ use crate::store::{
 /// The largest page.
 const PAGE: u32 = 500;
 
+/// Which end of a list comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    NewestFirst,
+    OldestFirst,
+}
+
 /// An account without the lots that have ended, written off or not. The first parameter is
 /// the time.
 const ACCOUNT: &str = "SELECT id, name, status, created_at, balance -
@@ -121,24 +128,27 @@ fn parts(db: &Connection, account: &AccountId, seq: u64) -> rusqlite::Result<Vec
         .collect()
 }
 
-/// A page of the ledger, newest first. The cursor is the sequence number of the last row.
+/// A page of the ledger. The cursor is the sequence number of the last row.
 pub(super) fn entries(
     db: &Connection,
     account: &AccountId,
     filter: &EntryFilter,
     page: &Page,
+    order: Order,
 ) -> Result<Rows<Entry>, Fault> {
     must_exist(db, account)?;
     let limit = limit(page);
-    let before: i64 = match page.cursor.as_deref() {
-        Some(cursor) => cursor.parse().map_err(|_| no_page())?,
-        None => i64::MAX,
-    };
+    let cursor: Option<i64> =
+        page.cursor.as_deref().map(str::parse).transpose().map_err(|_| no_page())?;
     let from = filter.since.map_or(Ok(0), |since| first_since(db, account, since))?;
     let until = filter.until.map_or(Ok(i64::MAX), |until| first_since(db, account, until))?;
 
-    let range = from..until.min(before);
-    let data = entries_page(account, filter.kind, range, limit + 1).rows(db, Entry::read)?;
+    let range = match (cursor, order) {
+        (None, _) => from..until,
+        (Some(before), Order::NewestFirst) => from..until.min(before),
+        (Some(after), Order::OldestFirst) => from.max(after.saturating_add(1))..until,
+    };
+    let data = entries_page(account, filter.kind, range, order, limit + 1).rows(db, Entry::read)?;
     let mut rows = cut(data, limit, |entry: &Entry| entry.seq.to_string());
     for entry in &mut rows.data {
         entry.parts = parts(db, account, entry.seq)?;
@@ -217,6 +227,7 @@ pub(super) fn entries_page(
     account: &AccountId,
     kind: Option<Kind>,
     seqs: Range<i64>,
+    order: Order,
     limit: u32,
 ) -> Select {
     let mut select = Select::of(entries_sql(kind), account);
@@ -225,7 +236,11 @@ pub(super) fn entries_page(
     if let Some(kind) = kind {
         select.and("kind = ?", kind.name().to_owned());
     }
-    select.page("seq DESC", limit);
+    let order = match order {
+        Order::NewestFirst => "seq DESC",
+        Order::OldestFirst => "seq",
+    };
+    select.page(order, limit);
     select
 }
 
@@ -259,16 +274,17 @@ fn first_since(db: &Connection, account: &AccountId, since: Millis) -> Result<i6
     Ok(low)
 }
 
-/// A page of requests, newest first. The cursor is the time and the id of the last row.
+/// A page of requests. The cursor is the time and the id of the last row.
 pub(super) fn usage(
     db: &Connection,
     account: &AccountId,
     filter: &UsageFilter,
     page: &Page,
+    order: Order,
 ) -> Result<Rows<UsageRow>, Fault> {
     must_exist(db, account)?;
     let limit = limit(page);
-    let data = usage_page(account, filter, page, limit + 1)?.rows(db, UsageRow::read)?;
+    let data = usage_page(account, filter, page, order, limit + 1)?.rows(db, UsageRow::read)?;
     Ok(cut(data, limit, |row| format!("{}.{}", row.ts, row.id)))
 }
 
@@ -276,8 +292,13 @@ pub(super) fn usage_page(
     account: &AccountId,
     filter: &UsageFilter,
     page: &Page,
+    order: Order,
     limit: u32,
 ) -> Result<Select, StoreError> {
+    let (after, order) = match order {
+        Order::NewestFirst => ("(ts, id) < (?, ?)", "ts DESC, id DESC"),
+        Order::OldestFirst => ("(ts, id) > (?, ?)", "ts, id"),
+    };
     let sql = format!("SELECT * FROM usage {} WHERE account = ?", index_of(filter));
     let mut select = Select::of(sql, account);
     select.and_row(filter);
@@ -290,10 +311,10 @@ pub(super) fn usage_page(
     if let Some(cursor) = page.cursor.as_deref() {
         let (ts, id) = cursor.split_once('.').ok_or_else(no_page)?;
         let ts: Millis = ts.parse().map_err(|_| no_page())?;
-        select.and("(ts, id) < (?, ?)", ts);
+        select.and(after, ts);
         select.values.push(id.to_owned().into());
     }
-    select.page("ts DESC, id DESC", limit);
+    select.page(order, limit);
     Ok(select)
 }
 

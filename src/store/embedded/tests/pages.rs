@@ -5,7 +5,7 @@ use jiff::tz::TimeZone;
 use rusqlite::params_from_iter;
 
 use super::*;
-use crate::store::embedded::read::{Select, entries_page, usage_page};
+use crate::store::embedded::read::{Order, Select, entries_page, usage_page};
 
 fn zone(name: &str) -> TimeZone {
     TimeZone::get(name).unwrap()
@@ -86,6 +86,10 @@ async fn pages_join_to_the_whole_list_with_every_filter() {
         let paged = pages(7, |page| store.usage(&account(), filter.clone(), page)).await;
         assert!(!expected.is_empty());
         assert_eq!(paged, expected, "{filter:?}");
+        let mut upwards =
+            pages(7, |page| store.usage_oldest_first(&account(), filter.clone(), page)).await;
+        upwards.reverse();
+        assert_eq!(upwards, expected, "{filter:?}");
     }
 }
 
@@ -149,7 +153,8 @@ async fn no_page_is_found_by_a_scan_or_sorted() {
     let db = read_only(&bench.path());
     let usage = |filter: UsageFilter, cursor: Option<&str>| {
         let page = Page { cursor: cursor.map(Into::into), limit: 50 };
-        usage_page(&account(), &filter, &page, 51).unwrap()
+        [Order::NewestFirst, Order::OldestFirst]
+            .map(|order| usage_page(&account(), &filter, &page, order, 51).unwrap())
     };
     let some = || Some("x".to_owned());
     let filters = [
@@ -170,14 +175,18 @@ async fn no_page_is_found_by_a_scan_or_sorted() {
     let mut selects: Vec<(Select, &str)> = Vec::new();
     for (filter, index) in filters {
         let ranged = UsageFilter { since: Some(1), until: Some(2), ..filter.clone() };
-        selects.push((usage(ranged, None), index));
-        selects.push((usage(filter.clone(), Some("5.req_1")), index));
-        selects.push((usage(filter, None), index));
+        let all =
+            [usage(ranged, None), usage(filter.clone(), Some("5.req_1")), usage(filter, None)];
+        selects.extend(all.into_iter().flatten().map(|select| (select, index)));
     }
-    let entries = |kind| entries_page(&account(), kind, 3..9, 51);
-    selects.push((entries(None), "PRIMARY KEY (account=? AND seq>? AND seq<?)"));
-    selects.push((entries(Some(Kind::DebitAi)), "PRIMARY KEY (account=? AND seq>? AND seq<?)"));
-    selects.push((entries(Some(Kind::Topup)), "entry_of_kind"));
+    let by_key = "PRIMARY KEY (account=? AND seq>? AND seq<?)";
+    let kinds =
+        [(None, by_key), (Some(Kind::DebitAi), by_key), (Some(Kind::Topup), "entry_of_kind")];
+    for (kind, index) in kinds {
+        for order in [Order::NewestFirst, Order::OldestFirst] {
+            selects.push((entries_page(&account(), kind, 3..9, order, 51), index));
+        }
+    }
     for (Select { sql, values }, index) in selects {
         let plan: Vec<String> = db
             .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
