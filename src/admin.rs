@@ -20,6 +20,7 @@ use crate::key::{Class, KeyHash};
 use crate::store::Store;
 
 pub mod accounts;
+pub mod audit;
 pub mod credits;
 pub mod error;
 pub mod export;
@@ -104,6 +105,7 @@ routes! {
     GET "/admin/v1/accounts/{account}/usage/export" => export::usage,
     GET "/admin/v1/accounts/{account}/usage/export/meta" => export::usage_meta,
     GET "/admin/v1/accounts/{account}/usage/summary" => usage::summary,
+    GET "/admin/v1/ledger/verify" => audit::verify,
     GET "/admin/v1/prices" => prices::list,
     GET "/admin/v1/upstreams" => upstreams::list,
     GET "/admin/v1/openapi.json" => openapi::describe,

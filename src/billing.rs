@@ -2,8 +2,9 @@
 //!
 //! Each rule is a pure function over plain values, so it can be read, tested and argued
 //! about alone. What upstreams report is in [`usage`], what it costs in [`price`], how a
-//! balance changes in [`ledger`].
+//! balance changes in [`ledger`], and whether all of it adds up in [`audit`].
 
+pub mod audit;
 pub mod credits;
 pub mod ledger;
 pub mod price;

@@ -27,6 +27,7 @@ mod span;
 pub mod table;
 mod upstream;
 mod usage;
+mod verify;
 
 use context::Context;
 use failure::{Exit, Failure};
@@ -86,9 +87,9 @@ pub struct Global {
         value_name = "FILE"
     )]
     pub admin_key_file: Option<PathBuf>,
-    /// The account that is meant
-    #[arg(long, global = true, default_value = "default", value_name = "ID")]
-    pub account: String,
+    /// The account that is meant (default: default)
+    #[arg(long, global = true, value_name = "ID")]
+    pub account: Option<String>,
     /// Print one JSON document
     #[arg(long, global = true)]
     pub json: bool,
@@ -327,7 +328,7 @@ mod tests {
         assert_eq!(cli.global.config.as_deref(), Some(Path::new("a.toml")));
         let cli = Cli::try_parse_from(["farebox", "balance", "--json", "--account", "a"]).unwrap();
         assert!(cli.global.json);
-        assert_eq!(cli.global.account, "a");
+        assert_eq!(cli.global.account.as_deref(), Some("a"));
     }
 
     #[test]

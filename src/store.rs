@@ -10,14 +10,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
+use crate::billing::audit::Record;
 use crate::billing::ledger::{Expiry, Kind, LedgerError, Lot, Part};
 use crate::billing::{Credits, Usage};
 use crate::key::KeyHash;
 
 pub use crate::time::Millis;
 
+pub mod audit;
 pub mod embedded;
 
 /// The answer of a store, once it is durable.
@@ -644,6 +647,13 @@ pub trait Store: Send + Sync + 'static {
         by: Group,
         zone: jiff::tz::TimeZone,
     ) -> Answer<'_, Vec<SummaryRow>>;
+
+    /// Accounts of which anything is written, whether they exist or not, by id: for an audit.
+    fn audited_accounts(&self, page: Page) -> Answer<'_, Rows<AccountId>>;
+    /// Hands over everything that is written of an account, as it was at one instant, in the
+    /// order of [`Record`]. Ends early if nobody listens. `Unsound`, if it cannot be understood.
+    fn read_books(&self, account: &AccountId, records: mpsc::Sender<Vec<Record>>)
+    -> Answer<'_, ()>;
 
     /// Remembers that an account created an object at an upstream (a stored response),
     /// for 30 days.

@@ -236,14 +236,14 @@ pub fn download(store: Arc<dyn Store>, export: Export) -> Response {
             }
         }
     });
-    (headers, Body::new(Pages(body))).into_response()
+    (headers, Body::new(Pieces(body))).into_response()
 }
 
-/// A body that is read page by page. An error in it ends the connection, so that no client
+/// A body that comes piece by piece. An error in it ends the connection, so that no client
 /// takes a part for the whole.
-struct Pages(mpsc::Receiver<Result<Bytes, StoreError>>);
+pub(super) struct Pieces(pub mpsc::Receiver<Result<Bytes, StoreError>>);
 
-impl http_body::Body for Pages {
+impl http_body::Body for Pieces {
     type Data = Bytes;
     type Error = StoreError;
 

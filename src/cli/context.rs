@@ -18,12 +18,17 @@ use crate::time;
 /// Columns of a terminal that does not say how many it has.
 const TERMINAL_COLUMNS: usize = 80;
 
+/// The account of the first start.
+const DEFAULT_ACCOUNT: &str = "default";
+
 /// What a command works with.
 pub struct Context {
     /// The control plane.
     pub client: Client,
     /// The account that is meant.
     pub account: String,
+    /// The one that was named, for commands that are else about all of them.
+    pub asked_account: Option<String>,
     /// The time zone of dates and days.
     pub zone: TimeZone,
     /// Its name.
@@ -48,7 +53,8 @@ impl Context {
         }
         Ok(Self {
             client: Client::new(&global.url, key, global.timeout)?,
-            account: global.account.clone(),
+            account: global.account.clone().unwrap_or_else(|| DEFAULT_ACCOUNT.to_owned()),
+            asked_account: global.account.clone(),
             zone,
             zone_name,
             style: style(),

@@ -10,6 +10,7 @@ use super::export::{self, ExportArgs};
 use super::failure::Failure;
 use super::span::SpanArgs;
 use super::table::{Align, Table, amounts};
+use super::verify;
 use crate::billing::ledger::Kind;
 use crate::store::{Entry, Rows};
 use crate::time;
@@ -41,19 +42,22 @@ enum LedgerCommand {
         #[command(flatten)]
         export: ExportArgs,
     },
-    /// Check the books
-    #[command(after_help = "Example:\n  farebox ledger verify --export september.csv")]
+    /// Check that all books add up, while requests go on (of one account with --account);
+    /// ends with 8 if they do not
+    #[command(after_help = "Examples:\n  \
+        farebox ledger verify\n  \
+        farebox ledger verify --export september.csv")]
     Verify {
-        /// Check this exported file against its FILE.meta.json
+        /// Check this exported file against its FILE.meta.json instead
         #[arg(long, value_name = "FILE")]
-        export: PathBuf,
+        export: Option<PathBuf>,
     },
 }
 
 impl LedgerArgs {
     /// Whether no control plane is needed.
     pub fn is_local(&self) -> bool {
-        matches!(self.command, Some(LedgerCommand::Verify { .. }))
+        matches!(self.command, Some(LedgerCommand::Verify { export: Some(_) }))
     }
 
     /// Runs what needs no control plane.
@@ -63,7 +67,7 @@ impl LedgerArgs {
     /// What does not add up, or a file that cannot be read.
     pub fn run_here(&self) -> Result<String, Failure> {
         match &self.command {
-            Some(LedgerCommand::Verify { export }) => export::verify(export),
+            Some(LedgerCommand::Verify { export: Some(file) }) => export::verify(file),
             _ => Ok(String::new()),
         }
     }
@@ -128,7 +132,8 @@ pub async fn run(context: &Context, args: LedgerArgs) -> Result<String, Failure>
             let kind = kind.map(|kind| Kind::from(kind).name().to_owned());
             return export::run(context, "ledger", &export, vec![("kind", kind)]).await;
         }
-        Some(LedgerCommand::Verify { export }) => return export::verify(&export),
+        Some(LedgerCommand::Verify { export: Some(file) }) => return export::verify(&file),
+        Some(LedgerCommand::Verify { export: None }) => return verify::run(context).await,
         None => args.list,
     };
     let span = list.span.read(time::now(), &context.zone)?;

@@ -12,12 +12,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use super::{
     Account, AccountId, Admission, Admitted, Answer, Candidate, Document, Entry, EntryFilter,
     Grant, Granted, Group, Key, LotFilter, LotRow, Millis, Page, Put, Refused, Rows, Scope,
     Settled, Settlement, Store, StoreError, SummaryRow, Undo, UsageFilter, UsageRow,
 };
+use crate::billing::audit::Record;
 use crate::key::KeyHash;
 use changes::{Booked, CloseAccount, GrantCredits, Refund, Reverse, Sweep};
 use documents::PutDocument;
@@ -29,6 +31,7 @@ use readers::Readers;
 use sql::Fault;
 use writer::{Operation, Reply, Writer};
 
+mod audit;
 mod books;
 mod changes;
 mod documents;
@@ -393,6 +396,23 @@ impl Store for Embedded {
     ) -> Answer<'_, Vec<SummaryRow>> {
         let account = account.clone();
         self.page(move |db| summary::summary(db, &account, &filter, by, &zone))
+    }
+
+    fn audited_accounts(&self, page: Page) -> Answer<'_, Rows<AccountId>> {
+        self.page(move |db| audit::accounts(db, &page))
+    }
+
+    fn read_books(
+        &self,
+        account: &AccountId,
+        records: mpsc::Sender<Vec<Record>>,
+    ) -> Answer<'_, ()> {
+        let account = account.clone();
+        let memory = self.memory.clone();
+        self.page(move |db| {
+            let (held, holds) = memory.live.holds(&account);
+            audit::read(db, &account, held, holds, records)
+        })
     }
 
     fn own(&self, account: &AccountId, object: &str) -> Answer<'_, ()> {

@@ -4,6 +4,7 @@
 //! tests. Nothing of Farebox itself is replaced: what these tests see, a client sees.
 
 mod admission;
+mod audit;
 mod billing;
 mod cases;
 mod cli;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::billing::Credits;
+use crate::billing::audit::Hold;
 use crate::store::{AccountId, Admission, Admitted, Candidate, Millis, Refused, Status};
 
 /// Accounts kept before those without running requests are forgotten.
@@ -166,6 +167,18 @@ impl Live {
             .accounts
             .get(account)
             .map_or((0, Credits::ZERO), |state| (state.in_flight(), state.held))
+    }
+
+    /// What is held for an account, and for which requests.
+    pub(super) fn holds(&self, account: &AccountId) -> (Credits, Vec<Hold>) {
+        let inner = self.lock();
+        let Some(state) = inner.accounts.get(account) else { return (Credits::ZERO, Vec::new()) };
+        let hold = |(id, running): (&Arc<str>, &Running)| Hold {
+            request: id.to_string(),
+            amount: running.held,
+            settled: false,
+        };
+        (state.held, state.running.iter().map(hold).collect())
     }
 
     /// The requests that have come to run for long since the last call; the caller writes

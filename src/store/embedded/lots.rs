@@ -85,7 +85,7 @@ pub(super) fn update(db: &Connection, account: &AccountId, lot: &Lot) -> rusqlit
 }
 
 impl Lot {
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             number: row.get::<_, Count>(0)?.0,
             class: row.get::<_, Word<_>>(1)?.0,

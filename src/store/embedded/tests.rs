@@ -13,6 +13,7 @@ use crate::billing::ledger::{Expiry, Kind, Part, Place};
 use crate::billing::{Credits, Usage};
 use crate::store::{Attribution, Outcome, Source};
 
+mod audit;
 mod documents;
 mod examples;
 mod faults;

@@ -1,0 +1,163 @@
+//! Every invariant is found broken by name, and a store that is in use is found sound.
+
+use rusqlite::Connection;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::billing::audit::{Invariant, Tally, Violation};
+use crate::store::audit::{Event, audit};
+
+async fn run(bench: &Bench, account: Option<AccountId>) -> (Tally, Vec<Violation>) {
+    let (sender, mut events) = mpsc::channel(64);
+    tokio::spawn(audit(bench.store.clone(), account, sender));
+    let mut violations = Vec::new();
+    loop {
+        match events.recv().await.expect("an audit says how it ended") {
+            Event::Violation(violation) => violations.push(violation),
+            Event::Progress { .. } => {}
+            Event::Done(tally) => return (*tally, violations),
+            Event::Failed { message } => panic!("{message}"),
+        }
+    }
+}
+
+/// A store in which everything happened that can happen to a balance.
+async fn eventful() -> Bench {
+    let bench = Bench::with("5").await;
+    bench.promo("gift", "1", 1000).await.unwrap();
+    bench.settle("req_a", "0.4").await.unwrap();
+    bench.store.refund(undo("req_a", None, "back")).await.unwrap();
+    bench.set_clock(START + 2000);
+    bench.settle("req_b", "0.3").await.unwrap();
+    bench.settle("req_c", "9").await.unwrap();
+    bench.top_up("more", "7").await.unwrap();
+    bench.store.refund(undo("req_c", None, "back 2")).await.unwrap();
+    bench.grant(Kind::Adjust, "fix", "-0.5").await.unwrap();
+    bench.store.reverse(undo("more", None, "dispute")).await.unwrap();
+    bench.settle("req_d", "0").await.unwrap();
+    let failed = Settlement { outcome: Outcome::UpstreamError, ..settlement("req_e", "0") };
+    bench.store.settle(failed).await.unwrap();
+    bench.store.create_account(AccountId("in-debt".into()), String::new()).await.unwrap();
+    let in_debt = Settlement { account: AccountId("in-debt".into()), ..settlement("req_f", "2") };
+    bench.store.settle(in_debt).await.unwrap();
+    let ended = AccountId("ended".into());
+    bench.store.create_account(ended.clone(), String::new()).await.unwrap();
+    let grant = Grant { account: ended.clone(), ..granting(Kind::Topup, "last", "3") };
+    bench.store.grant(grant).await.unwrap();
+    bench.store.close_account(&ended, "end".into()).await.unwrap();
+    let late = Settlement { account: ended.clone(), ..settlement("req_late", "1") };
+    bench.store.settle(late).await.unwrap();
+    bench
+}
+
+#[tokio::test]
+async fn whatever_happened_to_a_balance_adds_up() {
+    let bench = eventful().await;
+    let (tally, violations) = run(&bench, None).await;
+    assert_eq!(violations, []);
+    assert_eq!((tally.accounts, tally.requests), (3, 7));
+    assert!(tally.checks.iter().all(|&checks| checks > 0), "{:?}", tally.checks);
+    let (one, violations) = run(&bench, Some(account())).await;
+    assert_eq!((one.accounts, violations.len()), (1, 0));
+    assert!(one.entries < tally.entries);
+}
+
+#[tokio::test]
+async fn every_invariant_is_found_broken_by_its_name() {
+    let cases = [
+        (Invariant::I1, "UPDATE account SET balance = balance + 1 WHERE id = 'default'"),
+        (
+            Invariant::I2,
+            "UPDATE lot SET remaining = remaining + 1 WHERE account = 'default' AND lot = 1",
+        ),
+        (
+            Invariant::I3,
+            "INSERT INTO lot (account, lot, kind, seq, source, effective_at, expires_at, granted,
+                 remaining, used, expired, to_debt, forfeited, reversed)
+             VALUES ('in-debt', 1, 'usage', 1, 'x', 1, 9e15, 5, 5, 0, 0, 0, 0, 0)",
+        ),
+        (Invariant::I4, "UPDATE lot SET used = used - 1 WHERE account = 'default' AND used > 0"),
+        (Invariant::I4, "UPDATE lot SET used = used - 1, reversed = reversed + 1 WHERE used > 0"),
+        (Invariant::I4, "DELETE FROM lot WHERE account = 'ended'"),
+        (Invariant::I5, "DELETE FROM entry WHERE account = 'default' AND seq = 3"),
+        (Invariant::I5, "DELETE FROM entry WHERE account = 'ended' AND seq = 3"),
+        (Invariant::I5, "UPDATE entry SET balance_after = balance_after + 1 WHERE seq = 2"),
+        (Invariant::I5, "UPDATE entry SET ts = 0 WHERE account = 'default' AND seq = 2"),
+        (Invariant::I5, "UPDATE entry SET kind = 'gift' WHERE account = 'default' AND seq = 2"),
+        (
+            Invariant::I6,
+            "UPDATE part SET amount = amount - 1 WHERE account = 'default' AND seq = 3",
+        ),
+        (Invariant::I6, "DELETE FROM part WHERE account = 'default' AND seq = 1"),
+        (Invariant::I7, "UPDATE entry SET ref = 'more' WHERE account = 'default' AND seq = 1"),
+        (Invariant::I7, "DELETE FROM op WHERE account = 'default' AND id = 'req_a'"),
+        (Invariant::I8, "UPDATE usage_hour SET charge = charge + 1 WHERE account = 'in-debt'"),
+        (Invariant::I8, "UPDATE usage_hour SET output = output + 1 WHERE account = 'default'"),
+        (Invariant::I8, "DELETE FROM usage_hour WHERE account = 'default'"),
+        (Invariant::I8, "UPDATE usage_hour SET hour = hour + 1 WHERE account = 'default'"),
+        (Invariant::I8, "DELETE FROM usage WHERE id = 'req_e'"),
+        (
+            Invariant::I9,
+            "INSERT INTO flight (account, id, key, model, admitted_at)
+             VALUES ('default', 'req_a', 'k', 'm', 1)",
+        ),
+        (Invariant::I10, "DELETE FROM account WHERE id = 'in-debt'"),
+        (Invariant::I11, "UPDATE usage SET charge = charge + 1 WHERE id = 'req_b'"),
+        (Invariant::I11, "DELETE FROM usage WHERE id = 'req_d'"),
+        (Invariant::I11, "UPDATE usage SET id = 'req_x' WHERE id = 'req_f'"),
+        (Invariant::I11, "UPDATE usage SET ts = ts + 1 WHERE id = 'req_f'"),
+        (Invariant::I11, "UPDATE usage SET outcome = 'abandoned' WHERE id = 'req_b'"),
+    ];
+    for (invariant, sql) in cases {
+        let bench = eventful().await;
+        let db = Connection::open(bench.path()).unwrap();
+        db.pragma_update(None, "ignore_check_constraints", true).unwrap();
+        assert!(db.execute(sql, []).unwrap() > 0, "{sql}");
+        let (tally, violations) = run(&bench, None).await;
+        let named = violations.iter().filter(|violation| violation.invariant == invariant);
+        assert!(named.count() > 0, "{invariant} was not found in {violations:?} after {sql}");
+        assert!(tally.violations[invariant as usize] > 0);
+        let found: u64 = tally.violations.iter().sum();
+        assert!(found >= violations.len() as u64);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_requests_are_settled_nothing_is_found_that_is_not_there() {
+    let bench = Bench::with("5").await;
+    let store = bench.store.clone();
+    let clock = bench.clock.clone();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = stop.clone();
+    let writing = tokio::spawn(async move {
+        let mut n = 0_u64;
+        while !stopped.load(Ordering::SeqCst) {
+            // Some share their instant, and hours pass.
+            clock.fetch_add(if n.is_multiple_of(3) { 600_000 } else { 0 }, Ordering::SeqCst);
+            let id = format!("req_{n:08}");
+            store.admit(&account(), request(&id), LENIENT).await.unwrap().ok();
+            let row = settlement(&id, if n.is_multiple_of(5) { "0" } else { "0.001" });
+            let outcome =
+                if n.is_multiple_of(7) { Outcome::UpstreamError } else { Outcome::Completed };
+            store.settle(Settlement { outcome, ..row }).await.unwrap();
+            if n.is_multiple_of(11) {
+                store.grant(granting(Kind::Topup, &format!("pay_{n}"), "0.01")).await.unwrap();
+            }
+            n += 1;
+        }
+        n
+    });
+    let mut seen = 0;
+    for _ in 0..200 {
+        let (tally, violations) = run(&bench, None).await;
+        assert_eq!(violations, []);
+        assert!(tally.requests >= seen, "it reads on");
+        seen = tally.requests;
+        if seen > 300 {
+            break;
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    let written = writing.await.unwrap();
+    assert_eq!(run(&bench, None).await.0.requests, written);
+}
