@@ -40,7 +40,6 @@ mod fingerprint;
 mod keys;
 mod live;
 mod lots;
-mod migrate;
 mod operations;
 mod read;
 mod readers;

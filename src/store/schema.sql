@@ -1,19 +1,21 @@
--- The embedded store, schema 3. Amounts are whole nano-credits (10⁻⁹ of a credit), times are
+-- The embedded store, schema 4. Amounts are whole nano-credits (10⁻⁹ of a credit), times are
 -- milliseconds since 1970 (UTC). The number of the schema is in `PRAGMA user_version`.
 --
 -- There are no foreign keys: accounts and keys are never deleted, and an operation has read
 -- its account before it writes.
 
 CREATE TABLE account (
-    id          TEXT PRIMARY KEY,
+    n           INTEGER PRIMARY KEY, -- what records name it by
+    id          TEXT NOT NULL UNIQUE,
     name        TEXT NOT NULL,
     status      TEXT NOT NULL CHECK (status IN ('open', 'closing', 'closed')),
     balance     INTEGER NOT NULL, -- what its lots have left; or less than nothing, and they are empty
     seq         INTEGER NOT NULL, -- of the last entry; 0: none yet
-    last_ts     INTEGER NOT NULL, -- of the last entry or usage row; time never steps back behind it
+    sub         INTEGER NOT NULL, -- records since without an entry
+    last_ts     INTEGER NOT NULL, -- of the last record; time never steps back behind it
     created_at  INTEGER NOT NULL,
     next_expiry INTEGER -- the soonest of its lots that are not empty
-) STRICT, WITHOUT ROWID;
+) STRICT;
 CREATE INDEX account_expiry ON account (next_expiry) WHERE next_expiry IS NOT NULL;
 CREATE INDEX account_closing ON account (id) WHERE status = 'closing';
 
@@ -32,33 +34,93 @@ CREATE TABLE key (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX key_of_account ON key (account, created_at, id);
 
--- The ledger. Rows are only ever added. `seq` is dense and `ts` never falls along it, so a time
--- is found by bisection and needs no index.
-CREATE TABLE entry (
-    account       TEXT NOT NULL,
-    seq           INTEGER NOT NULL CHECK (seq > 0),
+-- All that happened: an entry of the ledger, the end of a request, or nearly always both in one.
+-- The views below show the two apart. `seq` is dense and `ts` never falls along it, so this is
+-- also the order in which it happened.
+CREATE TABLE record (
+    account       INTEGER NOT NULL, -- `account.n`
     ts            INTEGER NOT NULL,
-    kind          TEXT NOT NULL,
-    amount        INTEGER NOT NULL,
+    seq           INTEGER NOT NULL, -- of this entry, or of the last one before
+    sub           INTEGER NOT NULL, -- 0: an entry; else it counts what came after it without one
+    id            TEXT,             -- of the request or operation; NULL: time did it
+    fingerprint   BLOB,             -- of the content; NULL: abandoned, may still be settled
+    kind          TEXT,             -- of the entry
+    amount        INTEGER,
     balance_after INTEGER NOT NULL,
-    ref           TEXT NOT NULL,
+    lot           INTEGER, -- where all of the amount came from or went; 0: the debt
+    parts         TEXT,    -- if there are more: a JSON array of [lot or null, amount]
     note          TEXT,
     undoes        INTEGER, -- the entry that this one gives back or takes back
-    PRIMARY KEY (account, seq)
+    -- The request.
+    key               TEXT,
+    model             TEXT,
+    served_model      TEXT,
+    upstream          TEXT,
+    run               TEXT,
+    agent             TEXT,
+    session           TEXT,
+    origin            TEXT,
+    tag               TEXT,
+    input             INTEGER,
+    cached            INTEGER,
+    cache_creation_5m INTEGER,
+    cache_creation_1h INTEGER,
+    output            INTEGER,
+    reasoning         INTEGER, -- this and the next five are parts of the classes above
+    input_audio       INTEGER,
+    input_image       INTEGER,
+    cached_audio      INTEGER,
+    output_audio      INTEGER,
+    output_image      INTEGER,
+    calls             TEXT, -- a JSON object of counts
+    price_version     TEXT,
+    ttft_ms           INTEGER,
+    latency_ms        INTEGER,
+    stream            INTEGER,
+    outcome           TEXT, -- NULL: no request
+    source            TEXT,
+    http_status       INTEGER,
+    flags             TEXT,
+    CHECK ((sub = 0) = (kind IS NOT NULL)),
+    PRIMARY KEY (account, ts, seq, sub)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX entry_undoes ON entry (account, undoes) WHERE undoes IS NOT NULL;
--- Nearly every entry is a debit, and debits are found without an index.
-CREATE INDEX entry_of_kind ON entry (account, kind, seq) WHERE kind <> 'debit_ai';
+-- Each is done once. Ids of requests rise with time, so new ones come at the end.
+CREATE UNIQUE INDEX record_id ON record (id, account) WHERE id IS NOT NULL;
+CREATE INDEX record_undoes ON record (account, undoes) WHERE undoes IS NOT NULL;
+-- Only what few rows have; the rest is found without an index.
+CREATE INDEX record_kind ON record (account, kind, ts, seq) WHERE kind <> 'debit_ai';
+CREATE INDEX record_origin ON record (account, origin, ts, seq, sub) WHERE origin IS NOT NULL;
+CREATE INDEX record_source ON record (account, source, ts, seq, sub) WHERE source <> 'reported';
+CREATE INDEX record_outcome ON record (account, outcome, ts, seq, sub)
+    WHERE outcome <> 'completed';
+
+-- The ledger. Rows are only ever added.
+CREATE VIEW entry AS
+SELECT account.id AS account, record.seq, ts, kind, amount, balance_after,
+    coalesce(record.id, 'lot_' || lot) AS ref, note, undoes, lot, parts
+FROM record JOIN account ON account.n = record.account
+WHERE record.sub = 0;
 
 -- What the amount of an entry is made of, in order.
-CREATE TABLE part (
-    account TEXT NOT NULL,
-    seq     INTEGER NOT NULL,
-    n       INTEGER NOT NULL,
-    lot     INTEGER, -- NULL: the debt
-    amount  INTEGER NOT NULL,
-    PRIMARY KEY (account, seq, n)
-) STRICT, WITHOUT ROWID;
+CREATE VIEW part AS
+SELECT account.id AS account, record.seq, 0 AS n, nullif(lot, 0) AS lot, amount
+FROM record JOIN account ON account.n = record.account
+WHERE record.sub = 0 AND lot IS NOT NULL
+UNION ALL
+SELECT account.id, record.seq, part.key, part.value ->> 0, part.value ->> 1
+FROM record JOIN account ON account.n = record.account, json_each(parts) AS part
+WHERE record.sub = 0 AND parts IS NOT NULL;
+
+-- One row a request.
+CREATE VIEW usage AS
+SELECT account.id AS account, ts, record.seq, record.sub, record.id, key, model, served_model, upstream,
+    run, agent, session, origin, tag,
+    input, cached, cache_creation_5m, cache_creation_1h, output, reasoning,
+    input_audio, input_image, cached_audio, output_audio, output_image, calls,
+    coalesce(-amount, 0) AS charge, price_version, ttft_ms, latency_ms, stream,
+    outcome, source, http_status, flags
+FROM record JOIN account ON account.n = record.account
+WHERE outcome IS NOT NULL;
 
 -- Credits that came together and end together.
 CREATE TABLE lot (
@@ -81,61 +143,6 @@ CREATE TABLE lot (
 ) STRICT, WITHOUT ROWID;
 -- In burn order.
 CREATE INDEX lot_usable ON lot (account, expires_at, kind, lot) WHERE remaining > 0;
-
--- Operations that were done, so that each is done once.
-CREATE TABLE op (
-    account     TEXT NOT NULL,
-    id          TEXT NOT NULL,
-    fingerprint BLOB,             -- SHA-256 of the content; NULL: abandoned, may still be settled
-    seq         INTEGER,          -- its entry, if it made one
-    balance     INTEGER NOT NULL, -- after it
-    PRIMARY KEY (account, id)
-) STRICT, WITHOUT ROWID;
-
--- One row a request.
-CREATE TABLE usage (
-    account           TEXT NOT NULL,
-    ts                INTEGER NOT NULL,
-    id                TEXT NOT NULL,
-    key               TEXT NOT NULL,
-    model             TEXT NOT NULL,
-    served_model      TEXT,
-    upstream          TEXT NOT NULL,
-    run               TEXT,
-    agent             TEXT,
-    session           TEXT,
-    origin            TEXT,
-    tag               TEXT,
-    input             INTEGER NOT NULL,
-    cached            INTEGER NOT NULL,
-    cache_creation_5m INTEGER NOT NULL,
-    cache_creation_1h INTEGER NOT NULL,
-    output            INTEGER NOT NULL,
-    reasoning         INTEGER NOT NULL, -- this and the next five are parts of the classes above
-    input_audio       INTEGER NOT NULL,
-    input_image       INTEGER NOT NULL,
-    cached_audio      INTEGER NOT NULL,
-    output_audio      INTEGER NOT NULL,
-    output_image      INTEGER NOT NULL,
-    calls             TEXT, -- a JSON object of counts
-    charge            INTEGER NOT NULL,
-    price_version     TEXT NOT NULL,
-    ttft_ms           INTEGER,
-    latency_ms        INTEGER NOT NULL,
-    stream            INTEGER NOT NULL,
-    outcome           TEXT NOT NULL,
-    source            TEXT NOT NULL,
-    http_status       INTEGER NOT NULL,
-    flags             TEXT NOT NULL,
-    PRIMARY KEY (account, ts, id)
-) STRICT, WITHOUT ROWID;
--- One index a filter. What nearly every row has is left out: it is found without an index.
-CREATE INDEX usage_of_model ON usage (account, model, ts, id);
-CREATE INDEX usage_of_key ON usage (account, key, ts, id);
-CREATE INDEX usage_of_tag ON usage (account, tag, ts, id) WHERE tag IS NOT NULL;
-CREATE INDEX usage_of_origin ON usage (account, origin, ts, id) WHERE origin IS NOT NULL;
-CREATE INDEX usage_of_source ON usage (account, source, ts, id) WHERE source <> 'reported';
-CREATE INDEX usage_of_outcome ON usage (account, outcome, ts, id) WHERE outcome <> 'completed';
 
 -- Sums of `usage`, written in the step that writes the row. By the hour, because days of nearly
 -- every time zone are made of whole UTC hours.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, params};
 
-use super::books::{Books, Done, remember};
+use super::books::{Books, Done};
 use super::fingerprint::{Fingerprint, of_closing, of_grant, of_undo};
 use super::live::Snapshot;
 use super::sql::Fault;
@@ -57,8 +57,8 @@ impl Operation for GrantCredits {
             }
         };
         let note = (!note.is_empty()).then_some(note.as_str());
-        let entry = books.add(booking, id, note, None);
-        granted(db, account, books, entry, &fingerprint)
+        let entry = books.add(booking, id, fingerprint, note, None);
+        granted(db, books, entry)
     }
 
     fn publish(&self, outcome: &Result<Self::Output, StoreError>, memory: &Memory) {
@@ -88,8 +88,8 @@ impl Operation for Refund {
         let new = books.new_lot(db, Class::Usage, None)?.number;
         let ts = books.ts;
         let booking = books.book.refund(&debit.parts, before, amount, new, ts)?;
-        let entry = books.add(booking, id, Some(note), Some(debit.seq));
-        granted(db, account, books, entry, &fingerprint)
+        let entry = books.add(booking, id, fingerprint, Some(note), Some(debit.seq));
+        granted(db, books, entry)
     }
 
     fn publish(&self, outcome: &Result<Self::Output, StoreError>, memory: &Memory) {
@@ -121,8 +121,8 @@ impl Operation for Reverse {
             Place::Debt => None,
         });
         let booking = books.book.reverse(payment.amount, lot, before, amount)?;
-        let entry = books.add(booking, id, Some(note), Some(payment.seq));
-        granted(db, account, books, entry, &fingerprint)
+        let entry = books.add(booking, id, fingerprint, Some(note), Some(payment.seq));
+        granted(db, books, entry)
     }
 
     fn publish(&self, outcome: &Result<Self::Output, StoreError>, memory: &Memory) {
@@ -135,8 +135,8 @@ impl Undo {
     fn amount_of(&self, db: &Connection, entry: &Entry) -> Result<(Credits, Credits), Fault> {
         let before: Credits = db
             .prepare_cached(
-                "SELECT coalesce(sum(abs(amount)), 0) FROM entry INDEXED BY entry_undoes
-                 WHERE account = ? AND undoes = ?",
+                "SELECT coalesce(sum(abs(amount)), 0) FROM record INDEXED BY record_undoes
+                 WHERE account = (SELECT n FROM account WHERE account.id = ?) AND undoes = ?",
             )?
             .query_row(params![self.account, entry.seq.cast_signed()], |row| row.get(0))?;
         let left = entry.amount.abs() - before;
@@ -167,9 +167,8 @@ impl Operation for CloseAccount {
         if books.status == Status::Open {
             books.status = Status::Closing;
         }
-        let snapshot = books.write(db)?;
-        remember(db, account, id, Some(&fingerprint), None, snapshot.balance)?;
-        Ok(((), Some(snapshot)))
+        books.remember(id, fingerprint);
+        Ok(((), Some(books.write(db)?)))
     }
 
     fn publish(&self, outcome: &Result<Self::Output, StoreError>, memory: &Memory) {
@@ -256,27 +255,20 @@ fn granted_before(
 ) -> Result<Option<Granted>, Fault> {
     let Some(done) = Done::find(db, account, id)? else { return Ok(None) };
     done.must_equal(fingerprint, id)?;
-    let entry = read::entry_at(db, account, done.seq.unwrap_or(0))?;
+    let (ts, seq) = done.entry.unwrap_or_default();
+    let entry = read::entry_at(db, account, ts, seq)?;
     Ok(Some(Granted { entry, duplicate: true }))
 }
 
-fn granted(
-    db: &Connection,
-    account: &AccountId,
-    books: Books<'_>,
-    entry: Entry,
-    fingerprint: &Fingerprint,
-) -> Result<Booked<Granted>, Fault> {
+fn granted(db: &Connection, books: Books<'_>, entry: Entry) -> Result<Booked<Granted>, Fault> {
     let snapshot = books.write(db)?;
-    let balance = entry.balance_after;
-    remember(db, account, &entry.reference, Some(fingerprint), Some(entry.seq), balance)?;
     Ok((Granted { entry, duplicate: false }, Some(snapshot)))
 }
 
 /// The entry that is to be undone.
 fn undone(db: &Connection, account: &AccountId, of: &str, kind: Kind) -> Result<Entry, Fault> {
-    let seq = Done::find(db, account, of)?.and_then(|done| done.seq);
-    let entry = seq.map(|seq| read::entry_at(db, account, seq)).transpose()?;
+    let place = Done::find(db, account, of)?.and_then(|done| done.entry);
+    let entry = place.map(|(ts, seq)| read::entry_at(db, account, ts, seq)).transpose()?;
     entry.filter(|entry| entry.kind == kind).ok_or_else(|| {
         let what = if kind == Kind::Topup { "payment" } else { "charged request" };
         StoreError::NotFound(format!("{what} {of}")).into()

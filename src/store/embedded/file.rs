@@ -7,12 +7,10 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
-use super::sql::Fault;
-use super::{Synchronous, migrate};
-use crate::store::StoreError;
+use super::Synchronous;
 
-/// The version that this program writes. It turns older ones into this one.
-pub(super) const SCHEMA: i64 = 3;
+/// The version that this program writes.
+const SCHEMA: i64 = 4;
 /// "Fbx1" in `PRAGMA application_id`: tells our files from other SQLite files.
 const APPLICATION: i64 = 0x4662_7831;
 /// Statements kept prepared; more than there are.
@@ -40,17 +38,20 @@ pub enum OpenError {
         /// Its schema.
         found: i64,
     },
+    /// Written before there was a release.
+    #[error(
+        "the store {path} has schema {found}, from before the first release, which nothing \
+         reads: move it away, or set FAREBOX_STORE to another file"
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+    },
     /// A database, but not ours.
     #[error("{0} is an SQLite database of another program: set FAREBOX_STORE to another file")]
     Foreign(PathBuf),
-    /// An older version wrote it, and its ledger does not add up.
-    #[error("cannot bring the store {path} to schema {SCHEMA}: {source}")]
-    Migration {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: StoreError,
-    },
     /// The file or its directory cannot be made or read.
     #[error(
         "cannot open the store {path} ({source}): check that its folder can be written, or set \
@@ -102,19 +103,15 @@ pub(super) fn open(path: &Path, synchronous: Synchronous) -> Result<(Lock, Conne
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sqlite)?;
     let found = inspect(&db).map_err(sqlite)?;
     match found {
-        Found::Empty | Found::Schema(1..=SCHEMA) => configure(&db, synchronous).map_err(sqlite)?,
+        Found::Empty | Found::Schema(SCHEMA) => configure(&db, synchronous).map_err(sqlite)?,
+        Found::Schema(found) if found < SCHEMA => {
+            return Err(OpenError::Older { path: path.into(), found });
+        }
         Found::Schema(found) => return Err(OpenError::Newer { path: path.into(), found }),
         Found::Foreign => return Err(OpenError::Foreign(path.into())),
     }
-    match found {
-        Found::Empty => create_tables(&mut db).map_err(sqlite)?,
-        Found::Schema(schema @ 1..SCHEMA) => {
-            migrate::from(&mut db, schema).map_err(|fault| match fault {
-                Fault::Db(source) => sqlite(source),
-                Fault::Refused(source) => OpenError::Migration { path: path.into(), source },
-            })?
-        }
-        Found::Schema(_) | Found::Foreign => {}
+    if matches!(found, Found::Empty) {
+        create_tables(&mut db).map_err(sqlite)?;
     }
     Ok((Lock(lock), db))
 }

@@ -5,8 +5,9 @@ use sha2::{Digest, Sha256};
 use crate::billing::ledger::{Expiry, Kind};
 use crate::store::{Grant, Settlement, Undo};
 
-/// The SHA-256 of an operation's content.
-pub(super) type Fingerprint = [u8; 32];
+/// The beginning of the SHA-256 of an operation's content: who repeats an id by accident
+/// never meets it.
+pub(super) type Fingerprint = [u8; 8];
 
 /// What makes two settlements of one id the same: what was used, by whom, and what it costs.
 pub(super) fn of_settlement(settlement: &Settlement) -> Fingerprint {
@@ -36,7 +37,7 @@ pub(super) fn of_settlement(settlement: &Settlement) -> Fingerprint {
         update_text(&mut hash, call);
         hash.update(count.to_le_bytes());
     }
-    hash.finalize().into()
+    cut(hash)
 }
 
 /// Kind, amount, note and expiry, as asked.
@@ -47,7 +48,6 @@ pub(super) fn of_grant(grant: &Grant) -> Fingerprint {
     hash.update(grant.amount.nano().to_le_bytes());
     update_text(&mut hash, &grant.note);
     match grant.expires {
-        // As schema 1 wrote it.
         None => {}
         Some(Expiry::At(at)) => {
             hash.update(b"at");
@@ -58,7 +58,7 @@ pub(super) fn of_grant(grant: &Grant) -> Fingerprint {
             hash.update(wait.as_millis().to_le_bytes());
         }
     }
-    hash.finalize().into()
+    cut(hash)
 }
 
 /// What is undone, how much of it, and why.
@@ -68,12 +68,18 @@ pub(super) fn of_undo(kind: Kind, undo: &Undo) -> Fingerprint {
     update_text(&mut hash, &undo.of);
     update_text(&mut hash, &undo.amount.map(|amount| amount.to_string()).unwrap_or_default());
     update_text(&mut hash, &undo.note);
-    hash.finalize().into()
+    cut(hash)
 }
 
 /// Closing has no content.
 pub(super) fn of_closing() -> Fingerprint {
-    Sha256::digest(b"close").into()
+    cut(Sha256::new_with_prefix(b"close"))
+}
+
+fn cut(hash: Sha256) -> Fingerprint {
+    let whole: [u8; 32] = hash.finalize().into();
+    let [a, b, c, d, e, f, g, h, ..] = whole;
+    [a, b, c, d, e, f, g, h]
 }
 
 /// With its length, so that two texts never run into one another.

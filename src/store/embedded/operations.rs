@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, params};
 
-use super::books::{Books, Done, remember};
+use super::books::{Books, Done};
 use super::changes::{Booked, publish};
 use super::fingerprint::{Fingerprint, of_settlement};
 use super::live::Flight;
@@ -42,7 +42,7 @@ impl Operation for Settle {
         // The request has ended, whatever is answered: the one write that comes first.
         forget_flight(db, &settlement.account, &settlement.id)?;
         let done = Done::find(db, &settlement.account, &settlement.id)?;
-        let was_abandoned = done.as_ref().is_some_and(|done| done.fingerprint.is_none());
+        let was_abandoned = done.as_ref().is_some_and(Done::is_abandoned);
         if let Some(done) = done.filter(|_| !was_abandoned) {
             done.must_equal(&self.fingerprint, &settlement.id)?;
             return Ok((Settled { balance: Some(done.balance), duplicate: true }, None));
@@ -56,18 +56,17 @@ impl Operation for Settle {
             remove_abandoned(db, &settlement.account, &settlement.id)?;
         }
         let is_charged = settlement.charge.is_positive();
-        let seq = (is_charged || settlement.outcome == Outcome::Completed).then(|| {
+        let record = if is_charged || settlement.outcome == Outcome::Completed {
             let note = (late && is_charged)
                 .then(|| format!("not charged, the account was closed: {}", settlement.charge));
-            books.add(booking, &settlement.id, note.as_deref(), None).seq
-        });
-        let ts = books.ts;
+            books.entry(booking, &settlement.id, self.fingerprint, note.map(Into::into))
+        } else {
+            books.no_entry(&settlement.id, Some(self.fingerprint))
+        };
+        insert_usage(db, &record, row, books.ts)?;
         let snapshot = books.write(db)?;
-        let balance = snapshot.balance;
-        let fingerprint = Some(&self.fingerprint);
-        remember(db, &settlement.account, &settlement.id, fingerprint, seq, balance)?;
-        insert_usage(db, row, ts)?;
-        Ok((Settled { balance: Some(balance), duplicate: false }, Some(snapshot)))
+        let balance = Some(snapshot.balance);
+        Ok((Settled { balance, duplicate: false }, Some(snapshot)))
     }
 
     fn publish(&self, outcome: &Result<Self::Output, StoreError>, memory: &Memory) {
@@ -104,8 +103,8 @@ impl Operation for CreateAccount {
         let Self { id, name } = self;
         let inserted = db
             .prepare_cached(
-                "INSERT INTO account (id, name, status, balance, seq, last_ts, created_at)
-                 VALUES (?1, ?2, ?3, 0, 0, ?4, ?4) ON CONFLICT DO NOTHING",
+                "INSERT INTO account (id, name, status, balance, seq, sub, last_ts, created_at)
+                 VALUES (?1, ?2, ?3, 0, 0, 0, ?4, ?4) ON CONFLICT DO NOTHING",
             )?
             .execute(params![id, name, Word(Status::Open), now])?;
         if inserted == 0 {

@@ -1,18 +1,20 @@
 //! What is read: accounts, keys and the pages of the ledger and of usage.
 //!
-//! Pages go by key, never by offset, and every filter has its index: page one thousand of a
-//! million rows costs what the first one costs.
+//! Pages go by key, never by offset: page one thousand of a million rows costs what the first
+//! one costs. What few rows have is found by an index; a model, a key or a tag by the sums of
+//! usage, which tell the hours in which it was used.
 
 use std::ops::Range;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, params_from_iter};
 
+use super::books::Pairs;
 use super::live::{Flight, Snapshot};
-use super::lots;
 use super::sql::{Count, Fault, Json, Word};
+use super::{HOUR_MS, lots};
 use crate::billing::Credits;
-use crate::billing::ledger::{Class, Kind, Part};
+use crate::billing::ledger::{Class, Kind, Part, Place};
 use crate::key::KeyHash;
 use crate::store::{
     Account, AccountId, Attribution, Candidate, Entry, EntryFilter, Key, LotFilter, LotRow, Millis,
@@ -110,25 +112,29 @@ pub(super) fn keys(db: &Connection, account: &AccountId) -> Result<Vec<Key>, Fau
 }
 
 /// One entry.
-pub(super) fn entry_at(db: &Connection, account: &AccountId, seq: u64) -> Result<Entry, Fault> {
+pub(super) fn entry_at(
+    db: &Connection,
+    account: &AccountId,
+    ts: Millis,
+    seq: u64,
+) -> Result<Entry, Fault> {
     let entry = db
-        .prepare_cached("SELECT * FROM entry WHERE account = ? AND seq = ?")?
-        .query_row(params![account, Count(seq)], Entry::read)
+        .prepare_cached(&format!("{ENTRY} AND ts = ? AND seq = ?"))?
+        .query_row(params![account, ts, Count(seq)], Entry::read)
         .optional()?
         .ok_or_else(|| StoreError::NotFound(format!("entry {seq}")))?;
-    Ok(Entry { parts: parts(db, account, seq)?, ..entry })
+    Ok(entry)
 }
 
-fn parts(db: &Connection, account: &AccountId, seq: u64) -> rusqlite::Result<Vec<Part>> {
-    db.prepare_cached("SELECT lot, amount FROM part WHERE account = ? AND seq = ? ORDER BY n")?
-        .query_map(params![account, Count(seq)], |row| {
-            let lot: Option<Count> = row.get(0)?;
-            Ok(Part { place: lot.map(|Count(number)| number).into(), amount: row.get(1)? })
-        })?
-        .collect()
-}
+/// Entries of an account, which is the first parameter.
+const ENTRY: &str = "SELECT ts, seq, kind, amount, balance_after, id, note, undoes, lot, parts
+     FROM record WHERE account = (SELECT n FROM account WHERE account.id = ?) AND sub = 0";
+const ENTRY_OF_KIND: &str =
+    "SELECT ts, seq, kind, amount, balance_after, id, note, undoes, lot, parts
+     FROM record INDEXED BY record_kind
+     WHERE account = (SELECT n FROM account WHERE account.id = ?) AND kind <> 'debit_ai'";
 
-/// A page of the ledger. The cursor is the sequence number of the last row.
+/// A page of the ledger. The cursor is the time and the number of the last row.
 pub(super) fn entries(
     db: &Connection,
     account: &AccountId,
@@ -138,22 +144,8 @@ pub(super) fn entries(
 ) -> Result<Rows<Entry>, Fault> {
     must_exist(db, account)?;
     let limit = limit(page);
-    let cursor: Option<i64> =
-        page.cursor.as_deref().map(str::parse).transpose().map_err(|_| no_page())?;
-    let from = filter.since.map_or(Ok(0), |since| first_since(db, account, since))?;
-    let until = filter.until.map_or(Ok(i64::MAX), |until| first_since(db, account, until))?;
-
-    let range = match (cursor, order) {
-        (None, _) => from..until,
-        (Some(before), Order::NewestFirst) => from..until.min(before),
-        (Some(after), Order::OldestFirst) => from.max(after.saturating_add(1))..until,
-    };
-    let data = entries_page(account, filter.kind, range, order, limit + 1).rows(db, Entry::read)?;
-    let mut rows = cut(data, limit, |entry: &Entry| entry.seq.to_string());
-    for entry in &mut rows.data {
-        entry.parts = parts(db, account, entry.seq)?;
-    }
-    Ok(rows)
+    let data = entries_page(account, filter, page, order, limit + 1)?.rows(db, Entry::read)?;
+    Ok(cut(data, limit, |entry| format!("{}.{}", entry.ts, entry.seq)))
 }
 
 /// A page of lots. The cursor is what the last row is sorted by.
@@ -225,56 +217,31 @@ pub(super) fn lots_page(
 
 pub(super) fn entries_page(
     account: &AccountId,
-    kind: Option<Kind>,
-    seqs: Range<i64>,
+    filter: &EntryFilter,
+    page: &Page,
     order: Order,
     limit: u32,
-) -> Select {
-    let mut select = Select::of(entries_sql(kind), account);
-    select.and("seq >= ?", seqs.start);
-    select.and("seq < ?", seqs.end);
+) -> Result<Select, StoreError> {
+    // The index leaves debits out.
+    let kind = filter.kind;
+    let by_kind = kind.is_some_and(|kind| kind != Kind::DebitAi);
+    let mut select = Select::of(if by_kind { ENTRY_OF_KIND } else { ENTRY }, account);
     if let Some(kind) = kind {
         select.and("kind = ?", kind.name().to_owned());
     }
-    let order = match order {
-        Order::NewestFirst => "seq DESC",
-        Order::OldestFirst => "seq",
+    select.and_times(filter.since, filter.until);
+    let (after, order) = match order {
+        Order::NewestFirst => ("(ts, seq) < (?, ?)", "ts DESC, seq DESC"),
+        Order::OldestFirst => ("(ts, seq) > (?, ?)", "ts, seq"),
     };
+    if let Some(cursor) = page.cursor.as_deref() {
+        select.and_place(after, cursor)?;
+    }
     select.page(order, limit);
-    select
+    Ok(select)
 }
 
-/// The condition makes the index of `schema.sql` usable, which leaves debits out.
-fn entries_sql(kind: Option<Kind>) -> &'static str {
-    match kind {
-        None | Some(Kind::DebitAi) => "SELECT * FROM entry WHERE account = ?",
-        Some(_) => {
-            "SELECT * FROM entry INDEXED BY entry_of_kind WHERE account = ? AND kind <> 'debit_ai'"
-        }
-    }
-}
-
-/// The sequence number of the first entry at or after a time: by bisection, because times never
-/// fall along the dense sequence.
-fn first_since(db: &Connection, account: &AccountId, since: Millis) -> Result<i64, Fault> {
-    let mut ts_of = db.prepare_cached("SELECT ts FROM entry WHERE account = ? AND seq = ?")?;
-    let mut low: i64 = 1;
-    let mut high: i64 = db
-        .prepare_cached("SELECT seq + 1 FROM account WHERE id = ?")?
-        .query_row([account], |row| row.get(0))?;
-    while low < high {
-        let middle = low + (high - low) / 2;
-        let ts: Millis = ts_of.query_row(params![account, middle], |row| row.get(0))?;
-        if ts < since {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    Ok(low)
-}
-
-/// A page of requests. The cursor is the time and the id of the last row.
+/// A page of requests. The cursor is the place of the last row.
 pub(super) fn usage(
     db: &Connection,
     account: &AccountId,
@@ -284,8 +251,83 @@ pub(super) fn usage(
 ) -> Result<Rows<UsageRow>, Fault> {
     must_exist(db, account)?;
     let limit = limit(page);
-    let data = usage_page(account, filter, page, order, limit + 1)?.rows(db, UsageRow::read)?;
-    Ok(cut(data, limit, |row| format!("{}.{}", row.ts, row.id)))
+    let read = |filter: &UsageFilter, limit| {
+        usage_page(account, filter, page, order, limit)?.rows(db, Placed::read)
+    };
+    let data = if is_in_sums(filter) && index_of(filter).is_empty() {
+        let mut data = Vec::new();
+        let mut hours = hours_of(filter, page, order);
+        while let missing @ 1.. = (limit as usize + 1).saturating_sub(data.len())
+            && let Some(hour) = next_hour(db, account, filter, hours.clone(), order)?
+        {
+            let (start, end) = (hour * HOUR_MS, (hour + 1) * HOUR_MS);
+            let within = UsageFilter {
+                since: Some(filter.since.map_or(start, |since| since.max(start))),
+                until: Some(filter.until.map_or(end, |until| until.min(end))),
+                ..filter.clone()
+            };
+            data.extend(read(&within, u32::try_from(missing).unwrap_or(limit))?);
+            match order {
+                Order::NewestFirst => hours.end = hour,
+                Order::OldestFirst => hours.start = hour + 1,
+            }
+        }
+        data
+    } else {
+        read(filter, limit + 1)?
+    };
+    let Rows { data, next } = cut(data, limit, |row| row.place.clone());
+    Ok(Rows { data: data.into_iter().map(|row| row.row).collect(), next })
+}
+
+/// Whether the sums of an hour tell if there is such a row in it.
+fn is_in_sums(UsageFilter { model, key, tag, .. }: &UsageFilter) -> bool {
+    model.is_some() || key.is_some() || tag.is_some()
+}
+
+/// The hours in which a page can have rows.
+fn hours_of(filter: &UsageFilter, page: &Page, order: Order) -> Range<i64> {
+    let hour = |ts: Millis| ts.clamp(0, Millis::MAX - HOUR_MS).div_euclid(HOUR_MS);
+    let mut hours = hour(filter.since.unwrap_or(0))..hour(filter.until.unwrap_or(Millis::MAX)) + 1;
+    let cursor = page.cursor.as_deref().and_then(|cursor| cursor.split('.').next());
+    if let Some(Ok(ts)) = cursor.map(str::parse) {
+        match order {
+            Order::NewestFirst => hours.end = hours.end.min(hour(ts) + 1),
+            Order::OldestFirst => hours.start = hours.start.max(hour(ts)),
+        }
+    }
+    hours
+}
+
+/// The next hour that has rows of the model, key and tag.
+fn next_hour(
+    db: &Connection,
+    account: &AccountId,
+    filter: &UsageFilter,
+    hours: Range<i64>,
+    order: Order,
+) -> Result<Option<i64>, Fault> {
+    let mut select = Select::of("SELECT hour FROM usage_hour WHERE account = ?", account);
+    select.and_group(filter);
+    select.and("hour >= ?", hours.start);
+    select.and("hour < ?", hours.end);
+    select.page(if order == Order::NewestFirst { "hour DESC" } else { "hour" }, 1);
+    Ok(select.rows(db, |row| row.get(0))?.pop())
+}
+
+/// A row of usage, and the cursor that begins after it.
+struct Placed {
+    row: UsageRow,
+    place: String,
+}
+
+impl Placed {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let (seq, sub): (i64, i64) = (row.get("seq")?, row.get("sub")?);
+        let row = UsageRow::read(row)?;
+        let place = format!("{}.{seq}.{sub}", row.ts);
+        Ok(Self { row, place })
+    }
 }
 
 pub(super) fn usage_page(
@@ -295,24 +337,15 @@ pub(super) fn usage_page(
     order: Order,
     limit: u32,
 ) -> Result<Select, StoreError> {
-    let (after, order) = match order {
-        Order::NewestFirst => ("(ts, id) < (?, ?)", "ts DESC, id DESC"),
-        Order::OldestFirst => ("(ts, id) > (?, ?)", "ts, id"),
-    };
-    let sql = format!("SELECT * FROM usage {} WHERE account = ?", index_of(filter));
-    let mut select = Select::of(sql, account);
+    let mut select = Select::of_usage("*, coalesce(-amount, 0) AS charge", filter, account);
     select.and_row(filter);
-    if let Some(since) = filter.since {
-        select.and("ts >= ?", since);
-    }
-    if let Some(until) = filter.until {
-        select.and("ts < ?", until);
-    }
+    select.and_times(filter.since, filter.until);
+    let (after, order) = match order {
+        Order::NewestFirst => ("(ts, seq, sub) < (?, ?, ?)", "ts DESC, seq DESC, sub DESC"),
+        Order::OldestFirst => ("(ts, seq, sub) > (?, ?, ?)", "ts, seq, sub"),
+    };
     if let Some(cursor) = page.cursor.as_deref() {
-        let (ts, id) = cursor.split_once('.').ok_or_else(no_page)?;
-        let ts: Millis = ts.parse().map_err(|_| no_page())?;
-        select.and(after, ts);
-        select.values.push(id.to_owned().into());
+        select.and_place(after, cursor)?;
     }
     select.page(order, limit);
     Ok(select)
@@ -320,20 +353,14 @@ pub(super) fn usage_page(
 
 /// The index for a filter, the one that leaves fewest rows first. Without statistics SQLite
 /// would often rather walk a whole range of times.
-pub(super) fn index_of(filter: &UsageFilter) -> &'static str {
-    let UsageFilter { model, key, tag, origin, source, outcome, .. } = filter;
+fn index_of(filter: &UsageFilter) -> &'static str {
+    let UsageFilter { origin, source, outcome, .. } = filter;
     if outcome.is_some_and(|outcome| outcome != Outcome::Completed) {
-        "INDEXED BY usage_of_outcome"
+        "INDEXED BY record_outcome"
     } else if source.is_some_and(|source| source != Source::Reported) {
-        "INDEXED BY usage_of_source"
+        "INDEXED BY record_source"
     } else if origin.is_some() {
-        "INDEXED BY usage_of_origin"
-    } else if tag.is_some() {
-        "INDEXED BY usage_of_tag"
-    } else if key.is_some() {
-        "INDEXED BY usage_of_key"
-    } else if model.is_some() {
-        "INDEXED BY usage_of_model"
+        "INDEXED BY record_origin"
     } else {
         ""
     }
@@ -364,13 +391,46 @@ impl Select {
         Self { sql: sql.into(), values: vec![account.to_string().into()] }
     }
 
+    /// Some columns of an account's requests.
+    pub(super) fn of_usage(columns: &str, filter: &UsageFilter, account: &AccountId) -> Self {
+        let sql = format!(
+            "SELECT {columns} FROM record {}
+             WHERE account = (SELECT n FROM account WHERE account.id = ?) AND outcome IS NOT NULL",
+            index_of(filter)
+        );
+        Self::of(sql, account)
+    }
+
     pub(super) fn and(&mut self, condition: &str, value: impl Into<Value>) {
         self.sql.push_str(" AND ");
         self.sql.push_str(condition);
         self.values.push(value.into());
     }
 
-    /// The conditions that `usage` and its sums have in common.
+    /// At or after `since` and before `until`.
+    pub(super) fn and_times(&mut self, since: Option<Millis>, until: Option<Millis>) {
+        if let Some(since) = since {
+            self.and("ts >= ?", since);
+        }
+        if let Some(until) = until {
+            self.and("ts < ?", until);
+        }
+    }
+
+    /// A condition with as many numbers as the cursor must have.
+    fn and_place(&mut self, condition: &str, cursor: &str) -> Result<(), StoreError> {
+        let numbers: Vec<i64> =
+            cursor.split('.').map(str::parse).collect::<Result<_, _>>().map_err(|_| no_page())?;
+        if numbers.len() != condition.matches('?').count() {
+            return Err(no_page());
+        }
+        self.sql.push_str(" AND ");
+        self.sql.push_str(condition);
+        self.values.extend(numbers.into_iter().map(Value::from));
+        Ok(())
+    }
+
+    /// The conditions that requests and their sums have in common.
     pub(super) fn and_group(&mut self, filter: &UsageFilter) {
         let UsageFilter { model, key, tag, .. } = filter;
         for (condition, value) in [("model = ?", model), ("key = ?", key), ("tag = ?", tag)] {
@@ -476,18 +536,27 @@ impl Key {
 }
 
 impl Entry {
-    /// Without its parts, which are rows of their own.
+    /// An entry about a lot refers to the lot, any other to its operation.
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let amount = row.get("amount")?;
+        let lot: Option<Count> = row.get("lot")?;
+        let parts: Option<Json<Pairs>> = row.get("parts")?;
+        let id: Option<String> = row.get("id")?;
+        let lot = lot.map(|Count(number)| number);
         Ok(Self {
             seq: row.get::<_, Count>("seq")?.0,
             ts: row.get("ts")?,
             kind: row.get::<_, Word<_>>("kind")?.0,
-            amount: row.get("amount")?,
+            amount,
             balance_after: row.get("balance_after")?,
-            reference: row.get("ref")?,
+            reference: id.unwrap_or_else(|| format!("lot_{}", lot.unwrap_or_default())),
             note: row.get("note")?,
             undoes: row.get::<_, Option<Count>>("undoes")?.map(|Count(seq)| seq),
-            parts: Vec::new(),
+            parts: match (lot, parts) {
+                (Some(0), _) => vec![Part { place: Place::Debt, amount }],
+                (Some(number), _) => vec![Part { place: Place::Lot(number), amount }],
+                (None, parts) => parts.map(|Json(pairs)| pairs.parts()).unwrap_or_default(),
+            },
         })
     }
 }

@@ -1,45 +1,43 @@
 //! Usage rows and their sums, also of requests that nobody settled.
 
+use std::sync::LazyLock;
+
 use rusqlite::{Connection, named_params, params};
 
 use super::HOUR_MS;
-use super::books::{Books, remember};
+use super::books::{Books, Record};
 use super::live::Flight;
 use super::sql::{Count, Fault, Json, Word};
 use crate::billing::{Credits, Usage};
 use crate::store::{AccountId, Attribution, Millis, Outcome, Settlement, Source};
 
-/// Writes the row of a request and adds it to the sums.
-pub(super) fn insert_usage(db: &Connection, row: &Settlement, ts: Millis) -> rusqlite::Result<()> {
+/// Writes the record of a request and adds it to the sums.
+pub(super) fn insert_usage(
+    db: &Connection,
+    record: &Record<'_>,
+    row: &Settlement,
+    ts: Millis,
+) -> rusqlite::Result<()> {
     let Settlement { attribution, usage, .. } = row;
-    db.prepare_cached(
-        "INSERT INTO usage (account, ts, id, key, model, served_model, upstream,
-             run, agent, session, origin, tag,
-             input, cached, cache_creation_5m, cache_creation_1h, output, reasoning,
-             input_audio, input_image, cached_audio, output_audio, output_image, calls,
-             charge, price_version, ttft_ms, latency_ms, stream,
-             outcome, source, http_status, flags)
-         VALUES (?, ?, ?, ?, ?, ?, ?,
-             ?, ?, ?, ?, ?,
-             ?, ?, ?, ?, ?, ?,
-             ?, ?, ?, ?, ?, ?,
-             ?, ?, ?, ?, ?,
-             ?, ?, ?, ?)",
-    )?
+    let mut insert = db.prepare_cached(&INSERT)?;
+    let mut at = record.bind(&mut insert)?;
     // By position, in the order of the columns: names would cost a fifth of the settlement.
-    .execute(params![
-        row.account,
-        ts,
-        row.id,
-        row.key,
-        row.model,
-        row.served_model,
-        row.upstream,
-        attribution.run,
-        attribution.agent,
-        attribution.session,
-        attribution.origin,
-        attribution.tag,
+    macro_rules! bind {
+        ($($value:expr),* $(,)?) => {$(
+            at += 1;
+            insert.raw_bind_parameter(at, $value)?;
+        )*};
+    }
+    bind![
+        &row.key,
+        &row.model,
+        &row.served_model,
+        &row.upstream,
+        &attribution.run,
+        &attribution.agent,
+        &attribution.session,
+        &attribution.origin,
+        &attribution.tag,
         Count(usage.input),
         Count(usage.cached),
         Count(usage.cache_creation_5m),
@@ -52,18 +50,28 @@ pub(super) fn insert_usage(db: &Connection, row: &Settlement, ts: Millis) -> rus
         Count(usage.output_audio),
         Count(usage.output_image),
         (!usage.calls.is_empty()).then_some(Json(&usage.calls)),
-        row.charge,
-        row.price_version,
+        &row.price_version,
         row.ttft_ms,
         row.latency_ms,
         row.stream,
         Word(row.outcome),
         Word(row.source),
         row.http_status,
-        row.flags,
-    ])?;
+        &row.flags,
+    ];
+    insert.raw_execute()?;
     add_to_sums(db, row, ts)
 }
+
+static INSERT: LazyLock<String> = LazyLock::new(|| {
+    let columns = "key, model, served_model, upstream, run, agent, session, origin, tag,
+        input, cached, cache_creation_5m, cache_creation_1h, output, reasoning,
+        input_audio, input_image, cached_audio, output_audio, output_image, calls,
+        price_version, ttft_ms, latency_ms, stream, outcome, source, http_status, flags";
+    let count = Record::COLUMNS.split(',').chain(columns.split(',')).count();
+    let values = vec!["?"; count].join(", ");
+    format!("INSERT INTO record ({}, {columns}) VALUES ({values})", Record::COLUMNS)
+});
 
 fn add_to_sums(db: &Connection, row: &Settlement, ts: Millis) -> rusqlite::Result<()> {
     let Settlement { attribution, usage, .. } = row;
@@ -108,9 +116,8 @@ pub(super) fn abandon_flights(db: &Connection, now: Millis) -> Result<usize, Fau
         .query_map([], Flight::read)?
         .collect::<Result<_, _>>()?;
     for Flight { account, request, admitted_at } in &flights {
-        let books = Books::open(db, account, now)?;
+        let mut books = Books::open(db, account, now)?;
         let ts = books.ts;
-        let balance = books.write(db)?.balance;
         let ran_ms = ts.saturating_sub(*admitted_at);
         let row = Settlement {
             id: request.id.clone(),
@@ -131,8 +138,9 @@ pub(super) fn abandon_flights(db: &Connection, now: Millis) -> Result<usize, Fau
             http_status: 0,
             flags: String::new(),
         };
-        remember(db, account, &request.id, None, None, balance)?;
-        insert_usage(db, &row, ts)?;
+        let record = books.no_entry(&request.id, None);
+        insert_usage(db, &record, &row, ts)?;
+        books.write(db)?;
     }
     db.execute("DELETE FROM flight", [])?;
     Ok(flights.len())
@@ -145,9 +153,9 @@ pub(super) fn remove_abandoned(
     id: &str,
 ) -> rusqlite::Result<()> {
     let (ts, key, model): (Millis, String, String) = db.query_row(
-        "DELETE FROM usage WHERE account = ? AND outcome = 'abandoned' AND outcome <> 'completed'
-             AND id = ? RETURNING ts, key, model",
-        params![account, id],
+        "DELETE FROM record WHERE id = ? AND outcome = 'abandoned'
+             AND account = (SELECT n FROM account WHERE account.id = ?) RETURNING ts, key, model",
+        params![id, account],
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )?;
     let hour = ts.div_euclid(HOUR_MS);
@@ -160,6 +168,5 @@ pub(super) fn remove_abandoned(
         &format!("DELETE FROM usage_hour WHERE {sums} AND requests = 0"),
         params![account, hour, model, key],
     )?;
-    db.execute("DELETE FROM op WHERE account = ? AND id = ?", params![account, id])?;
     Ok(())
 }

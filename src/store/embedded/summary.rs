@@ -2,7 +2,7 @@
 //!
 //! Whole hours come from `usage_hour`; what that lacks (the edges of a range that are no whole
 //! hours, hours in which a day of the zone begins, filters that the sums do not know) comes
-//! from the rows themselves. Both ways give the same sums to the nano-credit.
+//! from the records themselves. Both ways give the same sums to the nano-credit.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use rusqlite::types::FromSql;
 use rusqlite::{Connection, params_from_iter};
 
 use super::HOUR_MS;
-use super::read::{Select, index_of, must_exist};
+use super::read::{Select, must_exist};
 use super::sql::{Count, Fault};
 use crate::store::{AccountId, Group, Millis, SummaryRow, UsageFilter};
 
@@ -152,17 +152,14 @@ impl Query<'_> {
         group: &str,
         range: Range<Millis>,
     ) -> Result<Vec<(K, SummaryRow)>, Fault> {
-        let sql = format!(
-            "SELECT {group}, count(*), sum(input), sum(cached),
-                 sum(cache_creation_5m + cache_creation_1h), sum(output), sum(charge),
-                 sum(source = 'estimated')
-             FROM usage {} WHERE account = ?",
-            index_of(self.filter)
+        let columns = format!(
+            "{group}, count(*), sum(input), sum(cached),
+             sum(cache_creation_5m + cache_creation_1h), sum(output), -coalesce(sum(amount), 0),
+             sum(source = 'estimated')"
         );
-        let mut select = Select::of(sql, self.account);
+        let mut select = Select::of_usage(&columns, self.filter, self.account);
         select.and_row(self.filter);
-        select.and("ts >= ?", range.start);
-        select.and("ts < ?", range.end);
+        select.and_times(Some(range.start), Some(range.end));
         if range.is_empty() { Ok(Vec::new()) } else { self.parts(select) }
     }
 

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
 use super::*;
-use crate::billing::ledger::{Expiry, Kind, Part, Place};
+use crate::billing::ledger::{Expiry, Kind};
 use crate::billing::{Credits, Usage};
 use crate::store::{Attribution, Outcome, Source};
 
@@ -19,7 +19,6 @@ mod examples;
 mod faults;
 mod histories;
 mod lots;
-mod migration;
 mod model;
 mod pages;
 
@@ -200,10 +199,10 @@ fn assert_sound(path: &Path) {
     none(
         "accounts whose balance or sequence is not that of their entries",
         "SELECT count(*) FROM account LEFT JOIN
-             (SELECT account, sum(amount) AS balance, count(*) AS n, max(seq) AS last
+             (SELECT account, sum(amount) AS balance, count(*) AS entries, max(seq) AS last
               FROM entry GROUP BY account) AS sums ON sums.account = account.id
          WHERE account.balance <> coalesce(sums.balance, 0)
-            OR account.seq <> coalesce(n, 0) OR account.seq <> coalesce(last, 0)",
+            OR account.seq <> coalesce(entries, 0) OR account.seq <> coalesce(last, 0)",
     );
     none(
         "entries that do not follow from the one before",
@@ -217,13 +216,16 @@ fn assert_sound(path: &Path) {
             OR balance_after <> balance_before + amount",
     );
     none(
-        "entries without exactly one operation, but those that only time makes",
-        "SELECT (SELECT count(*) FROM entry WHERE kind NOT IN ('expiry', 'forfeit'))
-              - (SELECT count(*) FROM op WHERE seq IS NOT NULL)
-              + (SELECT count(*) FROM entry LEFT JOIN op
-                 ON op.account = entry.account AND op.seq = entry.seq AND op.id = entry.ref
-                 WHERE kind NOT IN ('expiry', 'forfeit')
-                   AND (op.id IS NULL OR op.balance <> entry.balance_after))",
+        "entries without an operation, but those that only time makes, and operations without
+         content, but abandoned requests",
+        "SELECT count(*) FROM record
+         WHERE (id IS NULL) <> (kind IN ('expiry', 'forfeit') AND kind IS NOT NULL)
+            OR (fingerprint IS NULL) <> (id IS NULL OR outcome IS 'abandoned')",
+    );
+    none(
+        "accounts that do not know how many records followed their last entry",
+        "SELECT count(*) FROM account WHERE sub < (SELECT coalesce(max(sub), 0) FROM record
+             WHERE record.account = account.n AND record.seq = account.seq)",
     );
     none(
         "accounts whose balance is not what their lots have left, or whose next expiry is not

@@ -67,7 +67,7 @@ impl Operation for Faulty {
     type Output = ();
     const KEPT: bool = true;
     fn apply(&self, db: &Connection, _now: Millis) -> Result<(), Fault> {
-        db.execute("INSERT INTO entry (account, seq) VALUES ('default', 0)", [])?;
+        db.execute("INSERT INTO record (account, seq) VALUES (1, 0)", [])?;
         Ok(())
     }
 }
@@ -196,18 +196,20 @@ async fn a_second_process_is_refused_while_the_first_runs() {
 }
 
 #[tokio::test]
-async fn a_file_of_a_newer_version_is_refused_and_left_alone() {
-    let bench = Bench::with("1").await;
-    bench.store.close().await.unwrap();
-    let db = Connection::open(bench.path()).unwrap();
-    db.pragma_update(None, "user_version", 9999).unwrap();
-    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
-    drop(db);
-    let before = std::fs::read(bench.path()).unwrap();
-    let Err(error) = open(&bench.path(), &bench.clock) else { panic!("opened") };
-    let said = error.to_string();
-    assert!(said.contains("schema 9999, written by a newer version"), "{said}");
-    assert_eq!(std::fs::read(bench.path()).unwrap(), before);
+async fn a_file_of_another_version_is_refused_and_left_alone() {
+    for (schema, why) in [(9999, "written by a newer version"), (2, "before the first release")] {
+        let bench = Bench::with("1").await;
+        bench.store.close().await.unwrap();
+        let db = Connection::open(bench.path()).unwrap();
+        db.pragma_update(None, "user_version", schema).unwrap();
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        drop(db);
+        let before = std::fs::read(bench.path()).unwrap();
+        let Err(error) = open(&bench.path(), &bench.clock) else { panic!("opened") };
+        let said = error.to_string();
+        assert!(said.contains(&format!("schema {schema}, ")) && said.contains(why), "{said}");
+        assert_eq!(std::fs::read(bench.path()).unwrap(), before);
+    }
 }
 
 #[test]
