@@ -26,6 +26,7 @@ pub mod error;
 pub mod export;
 pub mod extract;
 pub mod health;
+pub mod heartbeats;
 pub mod keys;
 pub mod ledger;
 pub mod lots;
@@ -106,6 +107,7 @@ routes! {
     GET "/admin/v1/accounts/{account}/usage/export/meta" => export::usage_meta,
     GET "/admin/v1/accounts/{account}/usage/summary" => usage::summary,
     GET "/admin/v1/ledger/verify" => audit::verify,
+    GET "/admin/v1/accounts/{account}/usage/heartbeats" => heartbeats::show,
     GET "/admin/v1/prices" => prices::list,
     GET "/admin/v1/upstreams" => upstreams::list,
     GET "/admin/v1/openapi.json" => openapi::describe,

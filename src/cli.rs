@@ -40,6 +40,7 @@ Examples:
   farebox credit add 20 --note \"invoice 17\" --idempotency-key inv17
   farebox credit lots
   farebox usage summary --last 7d --by model
+  farebox usage heartbeats --last 1d
   farebox ledger list --json
   farebox ledger export --last 30d -o september.csv
 

@@ -20,6 +20,7 @@ pub mod config;
 pub mod demo;
 pub mod export;
 pub mod key;
+pub mod net;
 pub mod prices;
 pub mod proxy;
 pub mod server;

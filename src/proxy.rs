@@ -47,6 +47,7 @@ mod route;
 mod settle;
 mod survive;
 
+pub use authenticate::may_call;
 pub use listen::listen;
 
 /// A reply to a client.

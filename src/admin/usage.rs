@@ -147,10 +147,7 @@ pub async fn summary(
     Params(query): Params<SummaryQuery>,
 ) -> Result<Json<Summary>, Error> {
     let tz = query.tz.unwrap_or_else(|| "UTC".to_owned());
-    let zone = TimeZone::get(&tz).map_err(|_| Error::InvalidParameter {
-        param: "tz",
-        problem: "must be a time zone such as Europe/Berlin".to_owned(),
-    })?;
+    let zone = zone(&tz)?;
     let (since, until) = span(
         instant("since", query.since.as_deref(), &zone)?,
         instant("until", query.until.as_deref(), &zone)?,
@@ -172,8 +169,16 @@ pub async fn summary(
     Ok(Json(Summary { by, tz, since, until, data, total }))
 }
 
+/// The time zone of a query.
+pub(super) fn zone(name: &str) -> Result<TimeZone, Error> {
+    TimeZone::get(name).map_err(|_| Error::InvalidParameter {
+        param: "tz",
+        problem: "must be a time zone such as Europe/Berlin".to_owned(),
+    })
+}
+
 /// What a summary covers: bounded, and up to now, what is settled this millisecond included.
-fn span(
+pub(super) fn span(
     since: Option<Millis>,
     until: Option<Millis>,
     now: Millis,
@@ -188,7 +193,7 @@ fn span(
     Err(Error::InvalidParameter { param: "since", problem: problem.to_owned() })
 }
 
-fn total(rows: &[SummaryRow]) -> SummaryRow {
+pub(super) fn total(rows: &[SummaryRow]) -> SummaryRow {
     let mut total = SummaryRow { group: "total".to_owned(), ..SummaryRow::default() };
     for row in rows {
         total.requests += row.requests;

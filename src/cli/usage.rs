@@ -11,8 +11,9 @@ use super::export::{self, ExportArgs};
 use super::failure::Failure;
 use super::span::SpanArgs;
 use super::table::{Align, Table, amounts, count, share};
+use crate::admin::heartbeats::{Heartbeats, Otherwise};
 use crate::admin::usage::Summary;
-use crate::store::{Group, Outcome, Rows, Source, UsageRow};
+use crate::store::{Group, Outcome, Rows, Source, SummaryRow, UsageRow};
 use crate::time;
 
 /// What to do with usage; sums it if nothing is said.
@@ -44,6 +45,9 @@ enum UsageCommand {
         #[command(flatten)]
         export: ExportArgs,
     },
+    /// Show what heartbeats cost, and what they would cost otherwise
+    #[command(after_help = "Example:\n  farebox usage heartbeats --last 1d")]
+    Heartbeats(SpanArgs),
 }
 
 #[derive(Args, Debug)]
@@ -139,6 +143,7 @@ pub async fn run(context: &Context, args: UsageArgs) -> Result<String, Failure> 
             let filter = filter.query(context).await?;
             export::run(context, "usage", &export, filter).await
         }
+        Some(UsageCommand::Heartbeats(span)) => heartbeats(context, &span).await,
         None => summary(context, args.summary).await,
     }
 }
@@ -270,6 +275,76 @@ fn summary_text(context: &Context, summary: &Summary, names: &HashMap<String, St
         super::table::printable(&summary.tz)
     );
     span + &table.render(context.style)
+}
+
+async fn heartbeats(context: &Context, span: &SpanArgs) -> Result<String, Failure> {
+    let span = span.read(time::now(), &context.zone)?;
+    let query =
+        [("since", span.since.map(time::rfc3339)), ("until", span.until.map(time::rfc3339))];
+    let path = ["accounts", &context.account, "usage", "heartbeats"];
+    let answer = context.client.get(&path, &query).await?;
+    context.show(&answer, |heartbeats: Heartbeats| {
+        if heartbeats.otherwise.is_some() {
+            context.note("what it would have cost is an estimate: the same tokens, other rates");
+        } else {
+            context.note("no heartbeat was seen; see \"Heartbeats\" in the README");
+        }
+        heartbeats_text(context, &heartbeats)
+    })
+}
+
+fn heartbeats_text(context: &Context, heartbeats: &Heartbeats) -> String {
+    let mut table = Table::new([
+        ("ORIGIN", Align::Left),
+        ("REQ", Align::Right),
+        ("INPUT", Align::Right),
+        ("OUTPUT", Align::Right),
+        ("CREDITS", Align::Right),
+        ("SHARE", Align::Right),
+    ]);
+    let rows: Vec<_> = heartbeats.by_origin.iter().chain([&heartbeats.total]).collect();
+    let charges = amounts(&rows.iter().map(|row| row.charge).collect::<Vec<_>>());
+    let cells = |row: &SummaryRow, charge: String, share: String| {
+        let input = row.input_tokens + row.cached_input_tokens + row.cache_creation_tokens;
+        let (input, output) = (count(input), count(row.output_tokens));
+        [row.group.clone(), row.requests.to_string(), input, output, charge, share]
+    };
+    for (row, charge) in heartbeats.by_origin.iter().zip(&charges) {
+        let share = share(row.charge, heartbeats.total.charge);
+        table.row(cells(row, charge.clone(), share));
+    }
+    let all = charges.last().cloned().unwrap_or_default();
+    table.total(cells(&heartbeats.total, all, String::new()));
+    let mut text = format!(
+        "{} – {}{}\n{}",
+        context.clock(heartbeats.since),
+        context.clock(heartbeats.until),
+        heartbeats.every_minutes.map(|m| format!(", every {m} min")).unwrap_or_default(),
+        table.render(context.style)
+    );
+    if let Some(otherwise) = &heartbeats.otherwise {
+        text.push('\n');
+        text.push_str(&otherwise_text(context, otherwise));
+    }
+    text
+}
+
+fn otherwise_text(context: &Context, otherwise: &Otherwise) -> String {
+    let size = count(otherwise.isolated_input_tokens);
+    let mut ways = vec![
+        ("half as often".to_owned(), otherwise.half_as_often),
+        (format!("in a session of their own ({size} tokens of input)"), otherwise.isolated),
+    ];
+    for other in &otherwise.lighter {
+        ways.push((format!("on {}", other.model), other.charge));
+        ways.push((format!("on {}, in a session of their own", other.model), other.isolated));
+    }
+    let mut table = Table::new([("THE SAME HEARTBEATS", Align::Left), ("CREDITS", Align::Right)]);
+    let charges = amounts(&ways.iter().map(|(_, charge)| *charge).collect::<Vec<_>>());
+    for ((way, _), charge) in ways.into_iter().zip(charges) {
+        table.row([way, charge]);
+    }
+    table.render(context.style)
 }
 
 /// The name of a value in the API.

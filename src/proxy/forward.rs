@@ -1,10 +1,7 @@
 //! Sends a request upstream: built, never copied, to an address of the configuration alone.
 
 use std::collections::HashMap;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
-use std::task::{Context as TaskContext, Poll};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,13 +12,12 @@ use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tower::Service;
 
 use super::error::Error;
 use super::health::Health;
 use crate::config::{self, Config};
+use crate::net::{Guarded, is_link_local};
 use crate::wire::{Endpoint, Kind};
 
 /// A provider that is ready to be called.
@@ -86,7 +82,7 @@ const AGENT: HeaderValue = HeaderValue::from_static(concat!("farebox/", env!("CA
 impl Upstream {
     /// Prepares a provider. Nothing is connected yet.
     pub fn new(upstream: &config::Upstream, config: &Config) -> Self {
-        let mut http = HttpConnector::new_with_resolver(Guarded(GaiResolver::new()));
+        let mut http = HttpConnector::new_with_resolver(Guarded::new(is_not_metadata));
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(upstream.connect_timeout.unwrap_or(config.connect_timeout)));
@@ -213,6 +209,12 @@ impl Upstream {
     }
 }
 
+/// Whatever a name (mistyped, or rebound) resolves to, metadata services of clouds are never
+/// called.
+fn is_not_metadata(ip: IpAddr) -> bool {
+    !is_link_local(ip)
+}
+
 /// Why there is no reply.
 #[derive(Debug)]
 pub enum Failure {
@@ -237,41 +239,6 @@ impl From<Failure> for Error {
     }
 }
 
-/// A resolver that never yields an address of cloud metadata services, whatever a name
-/// (mistyped, or rebound) resolves to.
-#[derive(Clone)]
-pub struct Guarded(GaiResolver);
-
-type Resolving = Pin<Box<dyn Future<Output = io::Result<std::vec::IntoIter<SocketAddr>>> + Send>>;
-
-impl Service<Name> for Guarded {
-    type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = io::Error;
-    type Future = Resolving;
-
-    fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), io::Error>> {
-        Service::poll_ready(&mut self.0, cx)
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let addresses = Service::call(&mut self.0, name);
-        Box::pin(async move {
-            let found: Vec<_> = addresses.await?.filter(|a| !is_link_local(a.ip())).collect();
-            if found.is_empty() {
-                return Err(io::Error::other("the name resolves to no address that may be called"));
-            }
-            Ok(found.into_iter())
-        })
-    }
-}
-
-fn is_link_local(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,13 +254,5 @@ mod tests {
         assert_eq!(extras.betas.unwrap(), "compact-2026-01-12");
         headers.insert("anthropic-version", "2026-10-21\tx".parse().unwrap());
         assert!(Extras::read(&headers, &Config::default()).version.is_none());
-    }
-
-    #[test]
-    fn metadata_addresses_are_never_called() {
-        for ip in ["169.254.169.254", "fe80::1", "::ffff:169.254.169.254"] {
-            assert!(is_link_local(ip.parse().unwrap()), "{ip}");
-        }
-        assert!(!is_link_local("127.0.0.1".parse().unwrap()));
     }
 }

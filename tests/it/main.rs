@@ -19,6 +19,7 @@ mod export;
 mod hangups;
 mod harness;
 mod health;
+mod heartbeats;
 mod hostile;
 mod http;
 mod limits;
