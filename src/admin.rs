@@ -15,12 +15,14 @@ use axum::response::Response;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use utoipa::OpenApi;
 
+use crate::alerts::Alerts;
 use crate::billing::price::PriceTable;
 use crate::key::{Class, KeyHash};
 use crate::store::Store;
 
 pub mod accounts;
 pub mod audit;
+pub mod alerts;
 pub mod credits;
 pub mod error;
 pub mod export;
@@ -47,6 +49,8 @@ pub struct State {
     pub prices: Arc<dyn Fn() -> Arc<PriceTable> + Send + Sync>,
     /// How the upstreams are doing now.
     pub upstreams: Arc<dyn Fn() -> upstreams::Upstreams + Send + Sync>,
+    /// Who is told when something has crossed its limit.
+    pub alerts: Arc<Alerts>,
     /// The hash of the one admin key.
     pub admin_key: KeyHash,
     /// All metrics in the text format of OpenMetrics.
@@ -108,6 +112,12 @@ routes! {
     GET "/admin/v1/accounts/{account}/usage/summary" => usage::summary,
     GET "/admin/v1/ledger/verify" => audit::verify,
     GET "/admin/v1/accounts/{account}/usage/heartbeats" => heartbeats::show,
+    GET "/admin/v1/accounts/{account}/alerts" => alerts::show,
+    PUT "/admin/v1/accounts/{account}/alerts" => alerts::set,
+    POST "/admin/v1/accounts/{account}/alerts/test" => alerts::test,
+    GET "/admin/v1/alerts" => alerts::show_all,
+    PUT "/admin/v1/alerts" => alerts::set_all,
+    POST "/admin/v1/alerts/test" => alerts::test_all,
     GET "/admin/v1/prices" => prices::list,
     GET "/admin/v1/upstreams" => upstreams::list,
     GET "/admin/v1/openapi.json" => openapi::describe,

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::alerts::mail::{Mailer, SmtpTls};
 use crate::billing::Credits;
 use crate::key::Secret;
 use crate::store::embedded::Synchronous;
@@ -108,6 +109,26 @@ pub struct Config {
     /// How the prompts of heartbeats begin, so that what they cost can be shown.
     pub heartbeat_prompts: Vec<String>,
 
+    /// Allows alerts to be posted to this machine and private networks, and without TLS.
+    /// Whoever may set an account's alerts may then make Farebox call what is there.
+    pub alert_private_addresses: bool,
+    /// Pause after the first try of an alert that did not arrive; each pause is four times the
+    /// one before, for five more tries.
+    #[serde(with = "humantime_serde")]
+    pub alert_retry: Duration,
+    /// The mail server for alerts, such as `mail.example.com:587`; empty: none are mailed.
+    pub smtp_server: String,
+    /// `starttls`, `implicit` (encrypted from the first byte, port 465), or `none`, for a mail
+    /// server on this machine.
+    pub smtp_tls: SmtpTls,
+    /// The name to sign in with; empty: without. The password is `FAREBOX_SMTP_PASSWORD`, or in
+    /// the file that `FAREBOX_SMTP_PASSWORD_FILE` names.
+    pub smtp_user: String,
+    /// Who the mails are from, such as `Farebox <farebox@example.com>`.
+    pub smtp_from: String,
+    /// A certificate in PEM that the mail server may be known by, besides the public ones.
+    pub smtp_ca_file: PathBuf,
+
     /// `text` for people, `json` for programs.
     pub log_format: LogFormat,
     /// `error`, `warn`, `info`, `debug` or `trace`.
@@ -116,6 +137,9 @@ pub struct Config {
     /// Upstreams besides those that their key alone switches on.
     #[serde(rename = "upstream", skip_serializing_if = "Vec::is_empty")]
     pub upstreams: Vec<Upstream>,
+    /// The mail server's password, once read.
+    #[serde(skip)]
+    pub smtp_password: Option<Secret>,
 }
 
 /// How logs are written.
@@ -176,9 +200,17 @@ impl Default for Config {
             .map(String::from)
             .to_vec(),
             heartbeat_prompts: HEARTBEAT_PROMPTS.map(String::from).to_vec(),
+            alert_private_addresses: false,
+            alert_retry: Duration::from_secs(30),
+            smtp_server: String::new(),
+            smtp_tls: SmtpTls::Starttls,
+            smtp_user: String::new(),
+            smtp_from: String::new(),
+            smtp_ca_file: PathBuf::new(),
             log_format: LogFormat::Text,
             log_level: "info".into(),
             upstreams: Vec::new(),
+            smtp_password: None,
         }
     }
 }
@@ -268,6 +300,13 @@ impl Config {
                 problems.push(format!("upstream \"{}\" is given twice: rename one", upstream.name));
             }
             upstream.complete(env, problems);
+        }
+        match secret(env, "FAREBOX_SMTP_PASSWORD") {
+            Ok(password) => self.smtp_password = password,
+            Err(problem) => problems.push(problem),
+        }
+        if let Err(problem) = Mailer::new(self) {
+            problems.push(problem);
         }
         if self.store.contains("://") {
             problems.push(format!(

@@ -13,6 +13,7 @@
 //! - Prompts, replies and secrets are never stored or logged.
 
 pub mod admin;
+pub mod alerts;
 pub mod billing;
 pub mod cli;
 pub mod commands;

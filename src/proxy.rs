@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::alerts::Alerts;
 use crate::billing::Credits;
 use crate::billing::price::Model;
 use crate::config::{self, Config};
@@ -69,6 +70,8 @@ pub struct Context {
     pub prices: Arc<Prices>,
     /// Counters for the operator.
     pub metrics: Metrics,
+    /// Who is told when something has crossed its limit.
+    pub alerts: Arc<Alerts>,
     /// Work that outlives its client; the process waits for it.
     pub tasks: TaskTracker,
     /// The end of patience: streams are ended and settled from what is known.
@@ -90,6 +93,7 @@ impl Context {
             .map(|upstream| (upstream.name.clone(), Upstream::new(upstream, &config)))
             .collect();
         Self {
+            alerts: Arc::new(Alerts::new(&config, Arc::clone(&store))),
             store,
             prices,
             metrics: Metrics::default(),

@@ -142,6 +142,7 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
         admin::State {
             store,
             prices: Arc::new(move || prices.table()),
+            alerts: Arc::clone(&ctx.alerts),
             upstreams: {
                 let (ctx, since) = (Arc::clone(&ctx), time::now());
                 Arc::new(move || Upstreams::of(&ctx, since))
@@ -179,6 +180,7 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
             }
         }
     });
+    tokio::spawn(Arc::clone(&ctx.alerts).run(closing.clone()));
     Ok(Running { ctx, url, admin_url, client_key, closing, listeners: vec![inference, admin] })
 }
 

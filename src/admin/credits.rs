@@ -96,7 +96,7 @@ pub async fn grant(
 ) -> Result<(StatusCode, Json<GrantedEntry>), Error> {
     let id = idempotency_key(&headers)?;
     let grant = valid_grant(&target, new, id)?;
-    Ok(answer(&target, state.store.grant(grant).await?))
+    Ok(answer(&state, &target, state.store.grant(grant).await?))
 }
 
 /// A charge to be given back.
@@ -143,7 +143,7 @@ pub async fn refund(
 ) -> Result<(StatusCode, Json<GrantedEntry>), Error> {
     let NewRefund { request, amount, note } = new;
     let undo = valid_undo(&target, ("request", request), amount, note, &headers)?;
-    Ok(answer(&target, state.store.refund(undo).await?))
+    Ok(answer(&state, &target, state.store.refund(undo).await?))
 }
 
 /// A payment to be taken back.
@@ -189,10 +189,11 @@ pub async fn reverse(
 ) -> Result<(StatusCode, Json<GrantedEntry>), Error> {
     let NewReversal { payment, amount, note } = new;
     let undo = valid_undo(&target, ("payment", payment), amount, note, &headers)?;
-    Ok(answer(&target, state.store.reverse(undo).await?))
+    Ok(answer(&state, &target, state.store.reverse(undo).await?))
 }
 
-fn answer(target: &Target, granted: Granted) -> (StatusCode, Json<GrantedEntry>) {
+fn answer(state: &State, target: &Target, granted: Granted) -> (StatusCode, Json<GrantedEntry>) {
+    state.alerts.touch(&target.account.id);
     let Granted { entry, duplicate } = granted;
     tracing::info!(
         account = %target.account.id, seq = entry.seq, kind = entry.kind.name(),

@@ -53,6 +53,7 @@ impl Control {
     async fn before(store: Arc<dyn Store>) -> Self {
         let key = key::generate(Class::Admin).unwrap().expose().to_owned();
         let state = State {
+            alerts: Arc::new(Alerts::new(&crate::config::Config::default(), Arc::clone(&store))),
             store,
             prices: Arc::new(|| {
                 Arc::new(PriceTable { version: "v1".into(), ..Default::default() })

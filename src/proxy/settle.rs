@@ -244,7 +244,9 @@ async fn settle(
             tokio::join!(ctx.store.own(&owner, &object), ctx.store.settle(settlement));
         owned.and(settled)
     };
-    match tokio::time::timeout(PATIENCE, committed).await {
+    let committed = tokio::time::timeout(PATIENCE, committed).await;
+    ctx.alerts.touch(&owner);
+    match committed {
         Ok(settled) => Ok((settled.map_err(Error::Ledger)?, charge)),
         Err(_) => Err(Error::Ledger(StoreError::Unavailable("a debit waits for the disk".into()))),
     }
