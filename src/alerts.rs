@@ -46,7 +46,7 @@ const ROUND: Duration = Duration::from_secs(300);
 /// Accounts that a round puts before the task at once.
 const ROUND_STEP: u32 = 200;
 /// How long a delivery is one process's own. Longer than a try can take.
-const LEASE: Duration = Duration::from_secs(40);
+const LEASE: Duration = Duration::from_secs(25);
 /// Tries of one delivery: with a pause of 30 s at first, four times as long each time, they
 /// reach over almost three hours.
 const TRIES: u32 = 6;
@@ -751,3 +751,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // A set is whole whatever panicked while it was locked.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,8 @@ use crate::config::Config;
 
 /// Longest wait for one answer of the mail server.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time for a whole mail.
+const WHOLE: Duration = Duration::from_secs(20);
 
 /// How a connection to the mail server is encrypted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,9 +110,10 @@ impl Mailer {
             .header(ContentType::TEXT_PLAIN)
             .body(text)
             .map_err(|_| refused("the mail could not be written"))?;
-        match self.transport.send(mail).await {
-            Ok(_) => Ok(()),
-            Err(error) => {
+        match tokio::time::timeout(WHOLE, self.transport.send(mail)).await {
+            Ok(Ok(_)) => Ok(()),
+            Err(_) => Err(refused("the mail server did not answer in time")),
+            Ok(Err(error)) => {
                 tracing::debug!("a mail was not taken: {error}");
                 Err(match error.status() {
                     Some(code) => Undelivered::Mail(format!("the mail server answered {code}")),

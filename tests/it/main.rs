@@ -5,6 +5,7 @@
 
 mod admission;
 mod audit;
+mod alerts;
 mod billing;
 mod cases;
 mod cli;

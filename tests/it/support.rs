@@ -10,6 +10,7 @@ pub mod edits;
 pub mod forms;
 pub mod http;
 pub mod load;
+pub mod mailbox;
 pub mod prices;
 pub mod proxy;
 pub mod random;
