@@ -21,8 +21,8 @@ use crate::key::{Class, KeyHash};
 use crate::store::Store;
 
 pub mod accounts;
-pub mod audit;
 pub mod alerts;
+pub mod audit;
 pub mod credits;
 pub mod error;
 pub mod export;

@@ -4,8 +4,8 @@
 //! tests. Nothing of Farebox itself is replaced: what these tests see, a client sees.
 
 mod admission;
-mod audit;
 mod alerts;
+mod audit;
 mod billing;
 mod cases;
 mod cli;

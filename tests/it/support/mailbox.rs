@@ -18,7 +18,6 @@ use super::until;
 /// How connections begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tls {
-    None,
     Starttls,
     Implicit,
 }
