@@ -22,6 +22,7 @@ pub use crate::time::Millis;
 
 pub mod audit;
 pub mod embedded;
+pub mod journal;
 
 /// The answer of a store, once it is durable.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;

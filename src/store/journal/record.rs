@@ -1,0 +1,165 @@
+//! What the journal writes down, and how an operation is sent to the store.
+
+use serde::{Deserialize, Serialize};
+
+use crate::billing::Credits;
+use crate::key::KeyHash;
+use crate::store::{AccountId, Grant, Key, Millis, Settled, Settlement, Store, StoreError, Undo};
+
+/// One line of the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Line {
+    /// An operation.
+    Operation {
+        /// Its number, unlike that of any other line of this journal.
+        seq: u64,
+        /// When it was made, by the clock of this machine.
+        at: Millis,
+        /// The store had taken it before it was written down; otherwise it waits.
+        taken: bool,
+        /// What is to be done.
+        operation: Operation,
+    },
+    /// These do not wait any more: the store took them, or refused them for good.
+    Ended(Vec<u64>),
+    /// All that stands before is part of the history that the store calls so.
+    Epoch(String),
+    /// The process ended in order; nothing follows but another start.
+    Closed,
+}
+
+/// What a store that loses its last writes is asked again. Each happens once by its own id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operation {
+    /// [`Store::create_account`]
+    CreateAccount {
+        /// Its id.
+        account: AccountId,
+        /// Its name.
+        name: String,
+    },
+    /// [`Store::create_key`]
+    CreateKey {
+        /// The key, without its secret.
+        key: Box<Key>,
+        /// The hash of its secret.
+        hash: [u8; 32],
+    },
+    /// [`Store::revoke_key`]
+    RevokeKey {
+        /// Whose.
+        account: AccountId,
+        /// The key's id.
+        key: String,
+    },
+    /// [`Store::settle`]
+    Settle(Box<Settlement>),
+    /// [`Store::own`]
+    Own {
+        /// Whose.
+        account: AccountId,
+        /// What.
+        object: String,
+    },
+    /// [`Store::grant`]
+    Grant(Grant),
+    /// [`Store::refund`]
+    Refund(Undo),
+    /// [`Store::reverse`]
+    Reverse(Undo),
+    /// [`Store::close_account`]
+    Close {
+        /// Which.
+        account: AccountId,
+        /// The operation's.
+        id: String,
+    },
+}
+
+/// What the store did with an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The balance after a settlement.
+    pub balance: Option<Credits>,
+    /// The store had it already.
+    pub duplicate: bool,
+}
+
+impl Operation {
+    /// Whose it is.
+    pub fn account(&self) -> &AccountId {
+        match self {
+            Self::CreateAccount { account, .. }
+            | Self::RevokeKey { account, .. }
+            | Self::Own { account, .. }
+            | Self::Close { account, .. } => account,
+            Self::CreateKey { key, .. } => &key.account,
+            Self::Settle(settlement) => &settlement.account,
+            Self::Grant(grant) => &grant.account,
+            Self::Refund(undo) | Self::Reverse(undo) => &undo.account,
+        }
+    }
+
+    /// What it goes by, for the log.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::CreateAccount { account, .. } => &account.0,
+            Self::CreateKey { key, .. } => &key.id,
+            Self::RevokeKey { key, .. } => key,
+            Self::Settle(settlement) => &settlement.id,
+            Self::Own { object, .. } => object,
+            Self::Grant(grant) => &grant.id,
+            Self::Refund(undo) | Self::Reverse(undo) => &undo.id,
+            Self::Close { id, .. } => id,
+        }
+    }
+
+    /// Whether it waits for its account for as long as that takes: it is part of a reply that
+    /// somebody has.
+    pub const fn is_kept(&self) -> bool {
+        matches!(self, Self::Settle(_) | Self::Own { .. })
+    }
+
+    /// Sends it to a store.
+    ///
+    /// # Errors
+    ///
+    /// The store's, but for what says that it is there already.
+    pub async fn send(&self, store: &dyn Store) -> Result<Taken, StoreError> {
+        let granted = |granted: crate::store::Granted| Taken {
+            balance: Some(granted.entry.balance_after),
+            duplicate: granted.duplicate,
+        };
+        let was_there = |error| match error {
+            StoreError::Conflict(_) => Ok(Taken { balance: None, duplicate: true }),
+            error => Err(error),
+        };
+        // Where the store does not say whether it was there, nothing can be said of it either.
+        let done = Taken { balance: None, duplicate: true };
+        match self {
+            Self::CreateAccount { account, name } => {
+                let made = store.create_account(account.clone(), name.clone()).await;
+                made.map(|_| Taken { duplicate: false, ..done }).or_else(was_there)
+            }
+            Self::CreateKey { key, hash } => {
+                let made = store.create_key(Key::clone(key), KeyHash(*hash)).await;
+                made.map(|_| Taken { duplicate: false, ..done }).or_else(was_there)
+            }
+            Self::RevokeKey { account, key } => store.revoke_key(account, key).await.map(|_| done),
+            Self::Settle(settlement) => {
+                let Settled { balance, duplicate } =
+                    store.settle(Settlement::clone(settlement)).await?;
+                Ok(Taken { balance, duplicate })
+            }
+            Self::Own { account, object } => store.own(account, object).await.map(|()| done),
+            Self::Grant(grant) => store.grant(grant.clone()).await.map(granted),
+            Self::Refund(undo) => store.refund(undo.clone()).await.map(granted),
+            Self::Reverse(undo) => store.reverse(undo.clone()).await.map(granted),
+            Self::Close { account, id } => {
+                store.close_account(account, id.clone()).await.map(|_| done)
+            }
+        }
+    }
+}
