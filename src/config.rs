@@ -15,6 +15,7 @@ use crate::alerts::mail::{Mailer, SmtpTls};
 use crate::billing::Credits;
 use crate::key::Secret;
 use crate::store::embedded::Synchronous;
+use crate::store::journal::LONGEST_REPLAY;
 use crate::wire::attribution::HEARTBEAT_PROMPTS;
 
 pub mod upstream;
@@ -38,6 +39,14 @@ pub struct Config {
     pub store: String,
     /// When a debit is on disk: `full` survives power loss, `normal` the end of the process.
     pub synchronous: Synchronous,
+    /// Where debits are kept that a shared store has not taken: a folder of this process
+    /// alone, on a disk of this machine. Empty: the folder `journal` beside the admin key;
+    /// `off`: nowhere.
+    pub journal: String,
+    /// How far back everything is sent again to a shared store that was restarted or replaced.
+    /// Longer than a replica may lag; at most six days, as ids are remembered for seven.
+    #[serde(with = "humantime_serde")]
+    pub journal_replay: Duration,
     /// The price table; empty for the one built in.
     pub pricing: PathBuf,
     /// Where users add credits; named in the refusal of a request. Empty: the operator is.
@@ -161,6 +170,8 @@ impl Default for Config {
             admin_hosts: Vec::new(),
             store: "farebox-data/farebox.db".into(),
             synchronous: Synchronous::Full,
+            journal: String::new(),
+            journal_replay: Duration::from_secs(600),
             pricing: PathBuf::new(),
             billing_url: String::new(),
             max_in_flight: 64,
@@ -327,6 +338,13 @@ impl Config {
                 self.log_level
             ));
         }
+        if self.journal_replay > LONGEST_REPLAY {
+            problems.push(
+                "journal_replay is longer than six days, but ids are remembered for seven: \
+                 give 6days or less"
+                    .into(),
+            );
+        }
         for (name, zero) in [
             ("max_in_flight", self.max_in_flight == 0),
             ("max_choices", self.max_choices == 0),
@@ -342,6 +360,15 @@ impl Config {
     /// The path of the database file.
     pub fn store_path(&self) -> &Path {
         Path::new(&self.store)
+    }
+
+    /// The folder of the journal; none if there is to be none.
+    pub fn journal_dir(&self) -> Option<PathBuf> {
+        match self.journal.as_str() {
+            "off" => None,
+            "" => Some(self.data_dir().join("journal")),
+            dir => Some(dir.into()),
+        }
     }
 
     /// Beside the database: where the first start leaves keys that cannot be shown.

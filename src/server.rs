@@ -22,6 +22,7 @@ use crate::key::{self, Class, KeyHash, Secret};
 use crate::prices::Prices;
 use crate::proxy::{self, Context};
 use crate::store::embedded::{Embedded, Options};
+use crate::store::journal::{self, Journal};
 use crate::store::{AccountId, Grant, Key, Page, Rejection, Store, StoreError};
 use crate::{admin, telemetry, time};
 
@@ -119,6 +120,32 @@ pub fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     Ok(Embedded::open(config.store_path(), options)?)
 }
 
+/// Puts the journal before a store that may be away or lose its last writes, unless the
+/// settings say otherwise; waits a moment for the store to have what the journal holds.
+///
+/// # Errors
+///
+/// When the folder cannot be written, or its files are held, damaged or too new.
+pub async fn with_journal(
+    config: &Config,
+    store: Arc<dyn Store>,
+) -> Result<Arc<dyn Store>, journal::OpenError> {
+    let Some(dir) = config.journal_dir() else {
+        tracing::warn!(
+            "there is no journal: debits of running requests are lost if the store goes away, \
+             and what the store itself loses in a failover is lost"
+        );
+        return Ok(store);
+    };
+    let options = journal::Options { dir, replay: config.journal_replay };
+    let journal = Journal::open(store, options)?;
+    journal.settled_within(JOURNAL_PATIENCE).await;
+    Ok(journal)
+}
+
+/// How long a start waits until requests are admitted; then they are refused for a while.
+const JOURNAL_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Opens both listeners.
 ///
 /// # Errors
@@ -148,7 +175,7 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
                 Arc::new(move || Upstreams::of(&ctx, since))
             },
             admin_key: KeyHash::of(admin_key.expose()),
-            metrics_text: Arc::new(move || ctx.metrics.text()),
+            metrics_text: Arc::new(move || ctx.metrics.text(ctx.store.backlog().as_ref())),
             hosts: hosts.into(),
             closing: is_closing.clone(),
         }

@@ -12,7 +12,7 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::billing::{Credits, Usage};
 use crate::config::{Config, LogFormat};
 use crate::proxy::health::Trouble;
-use crate::store::{Outcome, Source};
+use crate::store::{Backlog, Outcome, Source};
 use crate::wire::Endpoint;
 
 /// Starts logging to standard error, once for the process.
@@ -137,8 +137,8 @@ impl Metrics {
         self.upstream_failures.get_or_create(&label).inc();
     }
 
-    /// All of them in Prometheus' text format.
-    pub fn text(&self) -> String {
+    /// All of them in Prometheus' text format; with what waits in the journal, if there is one.
+    pub fn text(&self, backlog: Option<&Backlog>) -> String {
         let mut registry = Registry::with_prefix("farebox");
         registry.register(
             "requests_in_flight",
@@ -167,11 +167,47 @@ impl Metrics {
             "Those that failed, by what was the trouble",
             self.upstream_failures.clone(),
         );
+        if let Some(backlog) = backlog {
+            register_backlog(&mut registry, backlog);
+        }
         let mut text = String::new();
         // Writing to a string does not fail.
         encode(&mut text, &registry).ok();
         text
     }
+}
+
+fn register_backlog(registry: &mut Registry, backlog: &Backlog) {
+    let gauge = |count: u64| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(count.try_into().unwrap_or(i64::MAX));
+        gauge
+    };
+    let counter = |count: u64| {
+        let counter = Counter::<u64>::default();
+        counter.inc_by(count);
+        counter
+    };
+    registry.register(
+        "journal_pending",
+        "Operations in the journal that the store has not taken",
+        gauge(backlog.pending),
+    );
+    registry.register(
+        "journal_halted",
+        "Whether nothing is admitted because the store or the journal cannot be written",
+        gauge(backlog.halted.is_some().into()),
+    );
+    registry.register(
+        "journal_recovered",
+        "Operations that the store had lost and was sent again",
+        counter(backlog.recovered),
+    );
+    registry.register(
+        "journal_refused",
+        "Operations of the journal that the store refused for good",
+        counter(backlog.refused),
+    );
 }
 
 const fn endpoint_name(endpoint: Endpoint) -> &'static str {

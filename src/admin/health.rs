@@ -18,8 +18,11 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// A sign of life.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Health {
-    /// `ok`
+    /// `ok`, or `degraded`: requests are served, but something waits in the journal.
     status: &'static str,
+    /// Operations in the journal that the store has not taken yet, if any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pending: Option<u64>,
 }
 
 /// Whether the process runs.
@@ -28,7 +31,7 @@ pub struct Health {
     responses((status = 200, description = "It runs", body = Health))
 )]
 pub async fn live() -> Json<Health> {
-    Json(Health { status: "ok" })
+    Json(Health { status: "ok", pending: None })
 }
 
 /// Whether a request could be served: a debit could be written now.
@@ -48,7 +51,8 @@ pub async fn ready(Shared(state): Shared<State>) -> Result<Json<Health>, Error> 
         return Err(Error::Closing);
     }
     state.store.ready().await?;
-    Ok(Json(Health { status: "ok" }))
+    let pending = state.store.backlog().map(|backlog| backlog.pending).filter(|count| *count > 0);
+    Ok(Json(Health { status: if pending.is_some() { "degraded" } else { "ok" }, pending }))
 }
 
 /// Metrics in the text format of OpenMetrics.

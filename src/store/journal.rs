@@ -26,9 +26,9 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Account, AccountId, Admission, Admitted, Answer, Backlog, Candidate, Entry, EntryFilter, Grant,
-    Granted, Group, Key, LotFilter, LotRow, Millis, Page, Refused, Rows, Settled, Settlement,
-    Store, StoreError, SummaryRow, Undo, UsageFilter, UsageRow,
+    Account, AccountId, Admission, Admitted, Answer, Backlog, Candidate, Document, Entry,
+    EntryFilter, Grant, Granted, Group, Key, LotFilter, LotRow, Millis, Page, Put, Refused, Rows,
+    Scope, Settled, Settlement, Store, StoreError, SummaryRow, Undo, UsageFilter, UsageRow,
 };
 use crate::key::KeyHash;
 use log::{Log, Numbered};
@@ -441,6 +441,24 @@ impl Store for Journal {
         self.ask(self.shared.store.usage(account, filter, page))
     }
 
+    fn entries_oldest_first(
+        &self,
+        account: &AccountId,
+        filter: EntryFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<Entry>> {
+        self.ask(self.shared.store.entries_oldest_first(account, filter, page))
+    }
+
+    fn usage_oldest_first(
+        &self,
+        account: &AccountId,
+        filter: UsageFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<UsageRow>> {
+        self.ask(self.shared.store.usage_oldest_first(account, filter, page))
+    }
+
     fn summary(
         &self,
         account: &AccountId,
@@ -459,6 +477,15 @@ impl Store for Journal {
 
     fn owns(&self, account: &AccountId, object: &str) -> Answer<'_, bool> {
         self.ask(self.shared.store.owns(account, object))
+    }
+
+    fn document(&self, scope: &Scope, name: &str) -> Answer<'_, Option<Document>> {
+        self.ask(self.shared.store.document(scope, name))
+    }
+
+    fn put_document(&self, scope: &Scope, put: Put) -> Answer<'_, u64> {
+        // It could not be sent again: documents are no history, and this one may be another by now.
+        self.ask(self.shared.store.put_document(scope, put))
     }
 
     fn epoch(&self) -> Answer<'_, String> {

@@ -255,21 +255,17 @@ async fn write_for_ever(dir: &Path) {
             failure.wait_for(Option::is_none).await.unwrap();
         }
     });
-    let writers: Vec<_> = (0..8)
-        .map(|_| {
-            let (log, next) = (log.clone(), next.clone());
-            tokio::spawn(async move {
-                loop {
-                    let seq = next.fetch_add(1, Ordering::Relaxed);
-                    write(&log, line(seq)).await;
-                    println!("written {seq}");
-                }
-            })
-        })
-        .collect();
-    for writer in writers {
-        writer.await.unwrap();
+    for _ in 0..8 {
+        let (log, next) = (log.clone(), next.clone());
+        tokio::spawn(async move {
+            loop {
+                let seq = next.fetch_add(1, Ordering::Relaxed);
+                write(&log, line(seq)).await;
+                println!("written {seq}");
+            }
+        });
     }
+    std::future::pending().await
 }
 
 /// What a writing process says: the numbers that were answered, none where the disk failed.
