@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
@@ -30,6 +30,7 @@ use super::{
     EntryFilter, Grant, Granted, Group, Key, LotFilter, LotRow, Millis, Page, Put, Refused, Rows,
     Scope, Settled, Settlement, Store, StoreError, SummaryRow, Undo, UsageFilter, UsageRow,
 };
+use crate::billing::audit::Record;
 use crate::key::KeyHash;
 use log::{Log, Numbered};
 use record::{Line, Operation, Taken};
@@ -467,6 +468,18 @@ impl Store for Journal {
         zone: jiff::tz::TimeZone,
     ) -> Answer<'_, Vec<SummaryRow>> {
         self.ask(self.shared.store.summary(account, filter, by, zone))
+    }
+
+    fn audited_accounts(&self, page: Page) -> Answer<'_, Rows<AccountId>> {
+        self.ask(self.shared.store.audited_accounts(page))
+    }
+
+    fn read_books(
+        &self,
+        account: &AccountId,
+        records: mpsc::Sender<Vec<Record>>,
+    ) -> Answer<'_, ()> {
+        self.ask(self.shared.store.read_books(account, records))
     }
 
     fn own(&self, account: &AccountId, object: &str) -> Answer<'_, ()> {
