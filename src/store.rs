@@ -205,6 +205,18 @@ pub enum Source {
     None,
 }
 
+impl Source {
+    /// The name in usage and in the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reported => "reported",
+            Self::Drained => "drained",
+            Self::Estimated => "estimated",
+            Self::None => "none",
+        }
+    }
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -219,6 +231,19 @@ pub enum Outcome {
     UpstreamCut,
     /// The process died while the request ran; it was not charged.
     Abandoned,
+}
+
+impl Outcome {
+    /// The name in usage and in the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::ClientClosed => "client_closed",
+            Self::UpstreamError => "upstream_error",
+            Self::UpstreamCut => "upstream_cut",
+            Self::Abandoned => "abandoned",
+        }
+    }
 }
 
 /// Who and what a request was for, as far as the client says. Never used to authorise.

@@ -2,7 +2,7 @@
 //!
 //! Credits lie in [`Lot`]s, each with its expiry; what was used beyond them is one debt.
 //! Every credit pays the debt first, a debit is taken in full, and what has ended is written
-//! off before anything else ([`Book::open`]). An operation answers a [`Booking`]: the entry
+//! off before anything else ([`Book::expire`]). An operation answers a [`Booking`]: the entry
 //! to write, with the parts that its amount is made of.
 
 use super::Credits;
@@ -168,24 +168,44 @@ pub struct Book {
 impl Book {
     /// The books at an instant: lots that have ended are written off first, one entry each.
     ///
+    /// # Errors
+    ///
+    /// As [`Self::of`].
+    pub fn open(
+        balance: Credits,
+        lots: Vec<Lot>,
+        now: Millis,
+    ) -> Result<(Self, Vec<Booking>), LedgerError> {
+        let mut book = Self::of(balance, lots)?;
+        let expired = book.expire(now);
+        Ok((book, expired))
+    }
+
+    /// The books as they stand. No operation may use them before [`Self::expire`].
+    ///
     /// The debt is the part of the balance below zero, because lots are empty while there is
     /// one.
     ///
     /// # Errors
     ///
     /// [`LedgerError::Unsound`], if balance and lots contradict one another.
-    pub fn open(
-        balance: Credits,
-        mut lots: Vec<Lot>,
-        now: Millis,
-    ) -> Result<(Self, Vec<Booking>), LedgerError> {
+    pub fn of(balance: Credits, mut lots: Vec<Lot>) -> Result<Self, LedgerError> {
         lots.sort_unstable_by_key(Lot::burn_key);
-        let mut book = Self { debt: (-balance).max(Credits::ZERO), lots };
+        let book = Self { debt: (-balance).max(Credits::ZERO), lots };
         if book.balance() != balance || !book.adds_up() {
             return Err(LedgerError::Unsound);
         }
-        let expired = book.write_off(Kind::Expiry, Use::Expired, |lot| lot.expires_at <= now);
-        Ok((book, expired))
+        Ok(book)
+    }
+
+    /// Writes off the lots that have ended, one entry each.
+    pub fn expire(&mut self, now: Millis) -> Vec<Booking> {
+        self.write_off(Kind::Expiry, Use::Expired, |lot| lot.expires_at <= now)
+    }
+
+    /// Leaves the empty lots out, until they are recalled.
+    pub fn forget_empty(&mut self) {
+        self.lots.retain(|lot| lot.remaining.is_positive());
     }
 
     /// Adds an empty lot, so that it can be filled again.

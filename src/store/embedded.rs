@@ -28,6 +28,7 @@ use live::Live;
 use operations::{CreateAccount, CreateKey, ForgetFlight, Own, RevokeKey, Settle};
 use read::Order;
 use readers::Readers;
+use shelf::{Shelf, Step};
 use sql::Fault;
 use writer::{Operation, Reply, Writer};
 
@@ -44,6 +45,7 @@ mod operations;
 mod read;
 mod readers;
 mod rows;
+mod shelf;
 mod sql;
 mod summary;
 #[cfg(test)]
@@ -221,7 +223,9 @@ async fn answered<T>(reply: Reply<T>) -> Result<T, StoreError> {
 }
 
 fn abandon_flights(db: &mut rusqlite::Connection, now: Millis) -> Result<usize, rusqlite::Error> {
-    let step = db.transaction()?;
+    let transaction = db.transaction()?;
+    let mut shelf = Shelf::default();
+    let step = Step::new(&transaction, &mut shelf);
     let abandoned = match rows::abandon_flights(&step, now) {
         Ok(abandoned) => abandoned,
         Err(Fault::Db(error)) => return Err(error),
@@ -229,7 +233,8 @@ fn abandon_flights(db: &mut rusqlite::Connection, now: Millis) -> Result<usize, 
             return Err(rusqlite::Error::ToSqlConversionFailure(error.into()));
         }
     };
-    step.commit()?;
+    step.finish()?;
+    transaction.commit()?;
     Ok(abandoned)
 }
 

@@ -138,11 +138,12 @@ CREATE TABLE lot (
     to_debt      INTEGER NOT NULL CHECK (to_debt >= 0),
     forfeited    INTEGER NOT NULL CHECK (forfeited >= 0),
     reversed     INTEGER NOT NULL CHECK (reversed >= 0),
+    usable       INTEGER NOT NULL CHECK (usable = (remaining > 0)), -- so that a debit changes no index
     CHECK (granted = remaining + used + expired + to_debt + forfeited + reversed),
     PRIMARY KEY (account, lot)
 ) STRICT, WITHOUT ROWID;
 -- In burn order.
-CREATE INDEX lot_usable ON lot (account, expires_at, kind, lot) WHERE remaining > 0;
+CREATE INDEX lot_usable ON lot (account, expires_at, kind, lot) WHERE usable;
 
 -- Sums of `usage`, written in the step that writes the row. By the hour, because days of nearly
 -- every time zone are made of whole UTC hours.

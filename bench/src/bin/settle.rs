@@ -1,48 +1,95 @@
-//! How many debits a second Farebox's embedded store makes durable, without HTTP.
+//! What a debit costs in Farebox's embedded store, without HTTP, beside what SQLite and the disk
+//! ask for the same row.
 //!
-//!   --dir PATH       where the database is made (its disk is what is measured)
+//!   --dir PATH       where the databases are made (its disk is what is measured)
 //!   --seconds S      for each row
-//!   --accounts N     that the debits are spread over
+//!   --only TEXT      rows whose name has it
 //!
-//! Each worker admits a request and settles it, as the proxy does, and then takes the next.
+//! Each worker admits a request and settles it, as the proxy does, and then takes the next. CPU
+//! is that of the whole process, the workers included, and of the store's own threads.
 
-use std::path::Path;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use bench::store::{account_id, settlement};
 use bench::{Args, now_ns, runtime};
+use farebox::billing::Credits;
 use farebox::billing::ledger::Kind;
-use farebox::billing::{Credits, Usage};
 use farebox::store::embedded::{Embedded, Options, Synchronous};
-use farebox::store::{
-    AccountId, Admission, Attribution, Candidate, Grant, Outcome, Settlement, Source, Store,
-};
+use farebox::store::{Admission, Candidate, Grant, Store};
 use hdrhistogram::Histogram;
+use rusqlite::{Connection, params};
+
+const AT_ONCE: [usize; 4] = [1, 16, 64, 512];
 
 fn main() {
     let args = Args::parse();
-    let dir: String = args.get("dir", ".".into());
-    let seconds = Duration::from_secs_f64(args.get("seconds", 4.0));
-    let accounts = args.get("accounts", 100);
-    println!("| what | rate | p50 µs | p99 µs |\n|---|---|---|---|");
+    let dir = PathBuf::from(args.get("dir", String::from(".")));
+    let time = Duration::from_secs_f64(args.get("seconds", 3.0));
+    let only: String = args.get("only", String::new());
+    println!(
+        "| what | at once | accounts | debits/s | p50 µs | p99 µs | CPU µs | of it the store's \
+         threads | bytes | rate × bare SQLite | CPU × bare SQLite |\n|{}",
+        "---|".repeat(11)
+    );
+    append(&dir, time);
     for synchronous in [Synchronous::Normal, Synchronous::Full] {
-        for workers in [1, 16, 64, 256] {
-            let folder = Path::new(&dir).join(format!("settle-{}", now_ns()));
-            let (rate, took) = runtime(2).block_on(measure(
-                &folder.join("farebox.db"),
-                synchronous,
-                workers,
-                accounts,
-                seconds,
-            ));
-            println!(
-                "| Farebox's store, {synchronous:?}, {workers} at once | {rate:.0} debits/s | {:.0} | {:.0} |",
-                took.value_at_quantile(0.5) as f64 / 1e3,
-                took.value_at_quantile(0.99) as f64 / 1e3,
-            );
-            std::fs::remove_dir_all(&folder).ok();
+        for accounts in [1, 1000] {
+            for at_once in AT_ONCE {
+                let name = format!("{synchronous:?}").to_lowercase();
+                let cell = format!("{name}/{accounts}/{at_once}");
+                if !cell.contains(&only) {
+                    continue;
+                }
+                let bare = bare(&dir, &name, accounts, at_once, time / 2);
+                bare.print(&format!("bare SQLite, {name}"), at_once, accounts, None);
+                let folder = dir.join(format!("settle-{}", now_ns()));
+                let store = runtime(2).block_on(measure(
+                    &folder.join("farebox.db"),
+                    synchronous,
+                    at_once,
+                    accounts,
+                    time,
+                ));
+                store.print(&format!("Farebox, {name}"), at_once, accounts, Some(&bare));
+                fs::remove_dir_all(&folder).ok();
+            }
         }
+    }
+}
+
+/// One line of the table.
+struct Line {
+    took: Histogram<u64>,
+    debits: u64,
+    seconds: f64,
+    cpu_us: f64,
+    store_us: f64,
+    bytes: u64,
+}
+
+impl Line {
+    fn rate(&self) -> f64 {
+        self.debits as f64 / self.seconds
+    }
+
+    fn print(&self, what: &str, at_once: usize, accounts: usize, bare: Option<&Self>) {
+        let (rate, cpu) = (self.rate(), self.cpu_us / self.debits as f64);
+        let ratios = bare.map_or(String::from("| |"), |bare| {
+            let bare_cpu = bare.cpu_us / bare.debits as f64;
+            format!("{:.2} | {:.2} |", rate / bare.rate(), cpu / bare_cpu)
+        });
+        println!(
+            "| {what} | {at_once} | {accounts} | {rate:.0} | {:.0} | {:.0} | {cpu:.1} | {:.1} | {} | {ratios}",
+            self.took.value_at_quantile(0.5) as f64 / 1e3,
+            self.took.value_at_quantile(0.99) as f64 / 1e3,
+            self.store_us / self.debits as f64,
+            self.bytes / self.debits.max(1),
+        );
     }
 }
 
@@ -52,22 +99,24 @@ async fn measure(
     workers: usize,
     accounts: usize,
     time: Duration,
-) -> (f64, Histogram<u64>) {
+) -> Line {
     let options = Options { synchronous, ..Options::default() };
     let store: Arc<dyn Store> = Embedded::open(path, options).expect("a database can be made");
     for account in 0..accounts {
-        let id = AccountId(format!("a{account}").into());
+        let id = account_id(account);
         store.create_account(id.clone(), String::new()).await.expect("an account");
         let grant = Grant {
             account: id,
             kind: Kind::Topup,
             amount: "1000000".parse().expect("an amount"),
+            expires: None,
             note: String::new(),
             id: format!("grant-{account}"),
         };
         store.grant(grant).await.expect("credits");
     }
     let serial = Arc::new(AtomicU64::new(0));
+    let before = (cpu_us(""), cpu_us("store"));
     let began = Instant::now();
     let running: Vec<_> = (0..workers)
         .map(|_| {
@@ -88,40 +137,134 @@ async fn measure(
     for worker in running {
         took.add(worker.await.expect("a worker")).expect("same bounds");
     }
-    let rate = took.len() as f64 / began.elapsed().as_secs_f64();
+    let seconds = began.elapsed().as_secs_f64();
+    let (cpu, store_cpu) = (cpu_us("") - before.0, cpu_us("store") - before.1);
     store.close().await.expect("the store closes");
-    (rate, took)
+    let bytes = fs::metadata(path).map_or(0, |file| file.len());
+    Line { debits: took.len(), took, seconds, cpu_us: cpu, store_us: store_cpu, bytes }
+}
+
+async fn debit(store: &dyn Store, number: u64, accounts: usize) {
+    let settlement = settlement(number, number as usize % accounts);
+    let candidate = Candidate {
+        id: settlement.id.clone(),
+        key: settlement.key.clone(),
+        model: settlement.model.clone(),
+    };
+    let how = Admission { max_in_flight: u32::MAX, hold: Credits::ZERO };
+    let admitted = store.admit(&settlement.account, candidate, how).await;
+    admitted.expect("the store answers").expect("admitted");
+    store.settle(settlement).await.expect("settled");
+}
+
+/// The same row and the same balance by SQLite alone, as many in a commit as there are at once.
+fn bare(dir: &Path, synchronous: &str, accounts: usize, batch: usize, time: Duration) -> Line {
+    let folder = dir.join(format!("bare-{}", now_ns()));
+    fs::create_dir_all(&folder).expect("a folder");
+    let path = folder.join("bare.db");
+    let db = Connection::open(&path).expect("a database");
+    db.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).expect("wal");
+    db.pragma_update(None, "synchronous", synchronous).expect("synchronous");
+    db.execute_batch(include_str!("../../../src/store/schema.sql")).expect("the schema");
+    db.execute_batch("BEGIN").expect("begin");
+    for account in 0..accounts {
+        db.execute(
+            "INSERT INTO account (n, id, name, status, balance, seq, sub, last_ts, created_at)
+             VALUES (?, ?, '', 'open', 0, 0, 0, 0, 0)",
+            params![account, account_id(account).to_string()],
+        )
+        .expect("an account");
+    }
+    db.execute_batch("COMMIT").expect("commit");
+    let mut took = histogram();
+    let (mut number, mut seqs) = (0_u64, vec![0_i64; accounts]);
+    let before = cpu_us("");
+    let began = Instant::now();
+    while began.elapsed() < time {
+        let start = Instant::now();
+        db.execute_batch("BEGIN IMMEDIATE").expect("begin");
+        for _ in 0..batch {
+            number += 1;
+            let account = number as usize % accounts;
+            seqs[account] += 1;
+            let row = settlement(number, account);
+            db.prepare_cached(
+                "INSERT INTO record (account, ts, seq, sub, id, fingerprint, kind, amount,
+                     balance_after, lot, key, model, upstream, input, cached, output,
+                     price_version, ttft_ms, latency_ms, stream, outcome, source, http_status,
+                     flags)
+                 VALUES (?, ?, ?, 0, ?, x'0011223344556677', 'debit_ai', ?, ?, 1, ?, ?, ?, ?, ?, ?,
+                     ?, ?, ?, ?, 'completed', 'reported', ?, '')",
+            )
+            .and_then(|mut insert| {
+                insert.execute(params![
+                    account,
+                    number as i64,
+                    seqs[account],
+                    row.id,
+                    -row.charge.nano(),
+                    seqs[account] * -295_000,
+                    row.key,
+                    row.model,
+                    row.upstream,
+                    256,
+                    1024,
+                    300,
+                    row.price_version,
+                    row.ttft_ms,
+                    row.latency_ms,
+                    row.stream,
+                    row.http_status,
+                ])
+            })
+            .expect("a record");
+            db.prepare_cached("UPDATE account SET balance = balance - ?, seq = ? WHERE n = ?")
+                .and_then(|mut update| update.execute(params![295_000, seqs[account], account]))
+                .expect("a balance");
+        }
+        db.execute_batch("COMMIT").expect("commit");
+        took.record(start.elapsed().as_nanos() as u64).expect("bounds");
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let cpu = cpu_us("") - before;
+    drop(db);
+    let bytes = fs::metadata(&path).map_or(0, |file| file.len());
+    fs::remove_dir_all(&folder).ok();
+    Line { took, debits: number, seconds, cpu_us: cpu, store_us: 0.0, bytes }
+}
+
+/// How often the disk can be made to keep 4 KiB more.
+fn append(dir: &Path, time: Duration) {
+    let path = dir.join(format!("append-{}", now_ns()));
+    let mut file = fs::File::create(&path).expect("a file");
+    let mut took = histogram();
+    let began = Instant::now();
+    let before = cpu_us("");
+    while began.elapsed() < time {
+        let start = Instant::now();
+        file.write_all(&[7; 4096]).and_then(|()| file.sync_data()).expect("written");
+        took.record(start.elapsed().as_nanos() as u64).expect("bounds");
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let cpu = cpu_us("") - before;
+    fs::remove_file(&path).ok();
+    let line = Line { debits: took.len(), took, seconds, cpu_us: cpu, store_us: 0.0, bytes: 0 };
+    line.print("append 4 KiB and fdatasync", 1, 0, None);
+}
+
+/// CPU used by the threads of this process whose names begin so, in µs.
+fn cpu_us(threads: &str) -> f64 {
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let named = tasks.map(|task| task.path()).filter(|task| {
+        fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with(threads))
+    });
+    let ran = |task: PathBuf| {
+        let times = fs::read_to_string(task.join("schedstat")).ok()?;
+        times.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    named.filter_map(ran).sum::<f64>() / 1e3
 }
 
 fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 600_000_000_000, 3).expect("bounds")
-}
-
-async fn debit(store: &dyn Store, number: u64, accounts: usize) {
-    let account = AccountId(format!("a{}", number as usize % accounts).into());
-    let id = format!("req_{number:026}");
-    let (key, model) = (String::from("key_bench"), String::from("gpt-4o-mini"));
-    let candidate = Candidate { id: id.clone(), key: key.clone(), model: model.clone() };
-    let how = Admission { max_in_flight: u32::MAX, hold: Credits::ZERO };
-    store.admit(&account, candidate, how).await.expect("the store answers").expect("admitted");
-    let settlement = Settlement {
-        id,
-        account,
-        key,
-        model,
-        served_model: None,
-        upstream: "openai".into(),
-        attribution: Attribution::default(),
-        usage: Usage { input: 256, cached: 1024, output: 300, ..Usage::default() },
-        charge: "0.000295".parse().expect("an amount"),
-        price_version: "bench".into(),
-        ttft_ms: Some(400),
-        latency_ms: 2000,
-        stream: true,
-        outcome: Outcome::Completed,
-        source: Source::Reported,
-        http_status: 200,
-        flags: String::new(),
-    };
-    store.settle(settlement).await.expect("settled");
 }

@@ -1,4 +1,4 @@
-//! The books of an account: its lots, its entries, and what was done before.
+//! The books of an account: its lots, its records, and what was done before.
 
 use std::borrow::Cow;
 
@@ -6,18 +6,26 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::fingerprint::Fingerprint;
 use super::live::Snapshot;
+use super::shelf::Step;
 use super::sql::{Count, Fault, Json, Word};
 use super::{lots, read};
 use crate::billing::Credits;
 use crate::billing::ledger::{
     Book, Booking, Class, Expiry, LedgerError, Lot, NewLot, Part, Place, expiry,
 };
-use crate::store::{AccountId, Entry, Millis, Status, StoreError};
+use crate::store::{AccountId, Entry, Millis, Settlement, Status, StoreError};
 
-/// The changing part of an account: read, changed here, and written in one go by
-/// [`Books::write`]. What is refused before that has written nothing.
+/// The changing part of an account, in the middle of an operation: changed here, and handed
+/// back in one go by [`Books::write`]. What is refused before that has changed nothing.
 pub(super) struct Books<'a> {
     account: &'a AccountId,
+    pub(super) kept: Kept,
+    records: Vec<Record<'a>>,
+}
+
+/// An account as the writer keeps it from one operation to the next.
+#[derive(Clone)]
+pub(super) struct Kept {
     /// What records name the account by.
     n: i64,
     pub(super) status: Status,
@@ -28,7 +36,81 @@ pub(super) struct Books<'a> {
     seq: u64,
     sub: u64,
     stored: Stored,
-    records: Vec<Record<'a>>,
+    /// In this step.
+    pub(super) is_changed: bool,
+}
+
+/// What the database has, so that only what changed is written.
+#[derive(Clone)]
+struct Stored {
+    status: Status,
+    next_expiry: Option<Millis>,
+    lots: Vec<Lot>,
+}
+
+impl Kept {
+    fn read(db: &Connection, account: &AccountId) -> Result<Self, Fault> {
+        let lots = lots::usable(db, account)?;
+        let row = db
+            .prepare_cached(
+                "SELECT n, status, balance, seq, sub, last_ts, next_expiry FROM account
+                 WHERE id = ?",
+            )?
+            .query_row([account], |row| {
+                let (Word(status), Count(seq), Count(sub)) = (row.get(1)?, row.get(3)?, row.get(4)?);
+                let balance: Credits = row.get(2)?;
+                Ok((row.get(0)?, status, balance, seq, sub, row.get(5)?, row.get(6)?))
+            })
+            .optional()?;
+        let (n, status, balance, seq, sub, ts, next_expiry) =
+            row.ok_or_else(|| read::no_account(account))?;
+        let book = Book::of(balance, lots.clone())?;
+        let stored = Stored { status, next_expiry, lots };
+        Ok(Self { n, status, book, ts, seq, sub, stored, is_changed: false })
+    }
+
+    /// Writes what has changed since it was read or written last, its records aside.
+    pub(super) fn write(&mut self, db: &Connection, account: &AccountId) -> rusqlite::Result<()> {
+        db.prepare_cached(
+            "UPDATE account SET balance = ?, seq = ?, sub = ?, last_ts = ? WHERE n = ?",
+        )?
+        .execute(params![
+            self.book.balance(),
+            Count(self.seq),
+            Count(self.sub),
+            self.ts,
+            self.n
+        ])?;
+        let next_expiry = self.snapshot().next_expiry();
+        // Rare, and in indexes of their own.
+        if (self.status, next_expiry) != (self.stored.status, self.stored.next_expiry) {
+            db.prepare_cached("UPDATE account SET status = ?, next_expiry = ? WHERE n = ?")?
+                .execute(params![Word(self.status), next_expiry, self.n])?;
+        }
+        for lot in self.book.lots() {
+            let was = self.stored.lots.iter().find(|stored| stored.number == lot.number);
+            if was != Some(lot) {
+                lots::update(db, account, was, lot)?;
+            }
+        }
+        self.is_changed = false;
+        self.book.forget_empty();
+        self.stored.status = self.status;
+        self.stored.next_expiry = next_expiry;
+        self.stored.lots.clear();
+        self.stored.lots.extend(self.book.lots());
+        Ok(())
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let full = self.book.lots().iter().filter(|lot| lot.remaining.is_positive());
+        Snapshot {
+            balance: self.book.balance(),
+            status: self.status,
+            lots: full.map(|lot| (lot.expires_at, lot.remaining)).collect(),
+            ts: self.ts,
+        }
+    }
 }
 
 /// A line of the account's history: an entry, or an operation that made none.
@@ -48,42 +130,28 @@ pub(super) struct Record<'a> {
     undoes: Option<u64>,
 }
 
-/// What the database has, so that only what changed is written.
-struct Stored {
-    status: Status,
-    next_expiry: Option<Millis>,
-    lots: Vec<Lot>,
-}
-
 impl<'a> Books<'a> {
-    /// Reads an account and writes off what has ended.
+    /// Takes an account as it is now, and writes off what has ended.
     pub(super) fn open(
-        db: &Connection,
+        step: &Step<'_>,
         account: &'a AccountId,
         now: Millis,
     ) -> Result<Self, Fault> {
-        let lots = lots::usable(db, account)?;
-        let row = db
-            .prepare_cached(
-                "SELECT n, status, balance, seq, sub, last_ts, next_expiry FROM account
-                 WHERE id = ?",
-            )?
-            .query_row([account], |row| {
-                let (Word(status), Count(seq), Count(sub)) =
-                    (row.get(1)?, row.get(3)?, row.get(4)?);
-                let balance: Credits = row.get(2)?;
-                Ok((row.get(0)?, status, balance, seq, sub, row.get(5)?, row.get(6)?))
-            })
-            .optional()?;
-        let (n, status, balance, seq, sub, last_ts, next_expiry) =
-            row.ok_or_else(|| read::no_account(account))?;
-        let ts = now.max(last_ts);
-        let (book, expired) = Book::open(balance, lots.clone(), ts)?;
-        let stored = Stored { status, next_expiry, lots };
-        let records = Vec::new();
-        let mut books = Self { account, n, status, book, ts, seq, sub, stored, records };
+        let mut kept = match step.kept(account) {
+            Some(kept) => kept,
+            None => Kept::read(step, account)?,
+        };
+        kept.ts = now.max(kept.ts);
+        let balance = kept.book.balance();
+        let expired = kept.book.expire(kept.ts);
+        let mut books = Self { account, kept, records: Vec::new() };
         books.write_off(balance, expired);
         Ok(books)
+    }
+
+    /// What was done under an id before.
+    pub(super) fn done(&self, db: &Connection, id: &str) -> rusqlite::Result<Option<Done>> {
+        Done::find_of(db, self.kept.n, id)
     }
 
     /// Adds the entry of an operation, after which the balance is that of the book.
@@ -110,23 +178,23 @@ impl<'a> Books<'a> {
         fingerprint: Fingerprint,
         note: Option<Cow<'a, str>>,
     ) -> Record<'a> {
-        let after = self.book.balance();
+        let after = self.kept.book.balance();
         let record = self.next(booking, after);
         Record { id: Some(id), fingerprint: Some(fingerprint), note, ..record }
     }
 
     /// An operation without an entry, which the caller writes.
     pub(super) fn no_entry(&mut self, id: &'a str, fingerprint: Option<Fingerprint>) -> Record<'a> {
-        self.sub += 1;
+        self.kept.sub += 1;
         Record {
-            account: self.n,
-            ts: self.ts,
-            seq: self.seq,
-            sub: self.sub,
+            account: self.kept.n,
+            ts: self.kept.ts,
+            seq: self.kept.seq,
+            sub: self.kept.sub,
             id: Some(id),
             fingerprint,
             booking: None,
-            balance_after: self.book.balance(),
+            balance_after: self.kept.book.balance(),
             note: None,
             undoes: None,
         }
@@ -140,10 +208,10 @@ impl<'a> Books<'a> {
 
     /// Empties every lot and ends the account.
     pub(super) fn forfeit(&mut self) {
-        let balance = self.book.balance();
-        let forfeited = self.book.forfeit();
+        let balance = self.kept.book.balance();
+        let forfeited = self.kept.book.forfeit();
         self.write_off(balance, forfeited);
-        self.status = Status::Closed;
+        self.kept.status = Status::Closed;
     }
 
     /// Entries that time makes, one after another from a balance on.
@@ -157,12 +225,12 @@ impl<'a> Books<'a> {
     }
 
     fn next(&mut self, booking: Booking, balance_after: Credits) -> Record<'a> {
-        self.seq += 1;
-        self.sub = 0;
+        self.kept.seq += 1;
+        self.kept.sub = 0;
         Record {
-            account: self.n,
-            ts: self.ts,
-            seq: self.seq,
+            account: self.kept.n,
+            ts: self.kept.ts,
+            seq: self.kept.seq,
             sub: 0,
             id: None,
             fingerprint: None,
@@ -177,10 +245,10 @@ impl<'a> Books<'a> {
     pub(super) fn recall(&mut self, db: &Connection, parts: &[Part]) -> Result<(), Fault> {
         for part in parts {
             let Place::Lot(number) = part.place else { continue };
-            if !self.stored.lots.iter().any(|lot| lot.number == number) {
+            if !self.kept.book.lots().iter().any(|lot| lot.number == number) {
                 let lot = lots::one(db, self.account, number)?;
-                self.stored.lots.push(lot);
-                self.book.recall(lot);
+                self.kept.stored.lots.push(lot);
+                self.kept.book.recall(lot);
             }
         }
         Ok(())
@@ -194,65 +262,35 @@ impl<'a> Books<'a> {
         expires: Option<Expiry>,
     ) -> Result<NewLot, Fault> {
         let number = lots::next(db, self.account)?;
-        let effective_at = self.ts;
+        let effective_at = self.kept.ts;
         let expires_at = expiry::of_grant(class, expires, effective_at);
         Ok(NewLot { number, class, effective_at, expires_at })
     }
 
-    /// Writes what changed, and answers what admission is to know.
-    pub(super) fn write(self, db: &Connection) -> Result<Snapshot, Fault> {
-        let snapshot = self.snapshot();
-        db.prepare_cached(
-            "UPDATE account SET balance = ?, seq = ?, sub = ?, last_ts = ? WHERE n = ?",
-        )?
-        .execute(params![
-            snapshot.balance,
-            Count(self.seq),
-            Count(self.sub),
-            self.ts,
-            self.n
-        ])?;
-        let next_expiry = snapshot.next_expiry();
-        // Rare, and in indexes of their own.
-        if (self.status, next_expiry) != (self.stored.status, self.stored.next_expiry) {
-            db.prepare_cached("UPDATE account SET status = ?, next_expiry = ? WHERE n = ?")?
-                .execute(params![Word(self.status), next_expiry, self.n])?;
-        }
+    /// Writes the records and new lots, keeps the rest for the end of the step, and answers
+    /// what admission is to know.
+    pub(super) fn write(mut self, step: &Step<'_>) -> Result<Snapshot, Fault> {
         for record in &self.records {
-            record.insert(db)?;
+            record.insert(step, None)?;
         }
-        for lot in self.book.lots() {
-            match self.stored.lots.iter().find(|stored| stored.number == lot.number) {
-                Some(stored) if stored == lot => {}
-                Some(_) => lots::update(db, self.account, lot)?,
-                // Only the operation itself grants, and its record is the last.
-                None => {
-                    let grant =
-                        self.records.last().and_then(|record| Some((record.seq, record.id?)));
-                    let (seq, source) = grant.ok_or(LedgerError::Unsound)?;
-                    lots::insert(db, self.account, lot, seq, source)?;
-                }
+        let Kept { book, stored, .. } = &mut self.kept;
+        for lot in book.lots() {
+            if stored.lots.iter().any(|stored| stored.number == lot.number) {
+                continue;
             }
+            // Only the operation itself grants, and its record is the last.
+            let grant = self.records.last().and_then(|record| Some((record.seq, record.id?)));
+            let (seq, source) = grant.ok_or(LedgerError::Unsound)?;
+            lots::insert(step, self.account, lot, seq, source)?;
+            stored.lots.push(*lot);
         }
+        let snapshot = self.kept.snapshot();
+        step.keep(self.account, self.kept);
         Ok(snapshot)
-    }
-
-    pub(super) fn snapshot(&self) -> Snapshot {
-        let full = self.book.lots().iter().filter(|lot| lot.remaining.is_positive());
-        Snapshot {
-            balance: self.book.balance(),
-            status: self.status,
-            lots: full.map(|lot| (lot.expires_at, lot.remaining)).collect(),
-            ts: self.ts,
-        }
     }
 }
 
 impl Record<'_> {
-    /// The columns that every record has; [`Self::columns`] gives their values.
-    pub(super) const COLUMNS: &'static str = "account, ts, seq, sub, id, fingerprint, kind, amount, \
-        balance_after, lot, parts, note, undoes";
-
     /// The ledger's view of it.
     fn entry(&self) -> Entry {
         let Booking { kind, amount, parts } = self.booking.clone().expect("an entry");
@@ -269,19 +307,17 @@ impl Record<'_> {
         }
     }
 
-    /// Writes a record that is no request.
-    fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
-        let sql = format!(
-            "INSERT INTO record ({}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            Self::COLUMNS
-        );
-        let mut insert = db.prepare_cached(&sql)?;
-        self.bind(&mut insert)?;
-        insert.raw_execute().map(drop)
-    }
-
-    /// Binds [`Self::COLUMNS`], the first of the statement; answers how many they are.
-    pub(super) fn bind(&self, insert: &mut rusqlite::Statement<'_>) -> rusqlite::Result<usize> {
+    /// Writes it, with the columns of a request if it is one.
+    ///
+    /// Values go by position, in the order of the table's columns: names, and even the length
+    /// of the statement's text, would show in what a debit costs.
+    pub(super) fn insert(
+        &self,
+        db: &Connection,
+        request: Option<&Settlement>,
+    ) -> rusqlite::Result<()> {
+        const SQL: &str = "INSERT INTO record VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,\
+            ?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)";
         let booking = self.booking.as_ref();
         let (lot, parts) = match booking.map(|booking| booking.parts.as_slice()) {
             None | Some([]) => (None, None),
@@ -290,20 +326,64 @@ impl Record<'_> {
             }
             Some(parts) => (None, Some(Json(Pairs::of(parts)))),
         };
-        insert.raw_bind_parameter(1, self.account)?;
-        insert.raw_bind_parameter(2, self.ts)?;
-        insert.raw_bind_parameter(3, Count(self.seq))?;
-        insert.raw_bind_parameter(4, Count(self.sub))?;
-        insert.raw_bind_parameter(5, self.id)?;
-        insert.raw_bind_parameter(6, self.fingerprint)?;
-        insert.raw_bind_parameter(7, booking.map(|booking| booking.kind.name()))?;
-        insert.raw_bind_parameter(8, booking.map(|booking| booking.amount))?;
-        insert.raw_bind_parameter(9, self.balance_after)?;
-        insert.raw_bind_parameter(10, lot)?;
-        insert.raw_bind_parameter(11, parts)?;
-        insert.raw_bind_parameter(12, self.note.as_deref())?;
-        insert.raw_bind_parameter(13, self.undoes.map(Count))?;
-        Ok(13)
+        let mut insert = db.prepare_cached(SQL)?;
+        let mut at = 0;
+        macro_rules! bind {
+            ($($value:expr),* $(,)?) => {$(
+                at += 1;
+                insert.raw_bind_parameter(at, $value)?;
+            )*};
+        }
+        bind![
+            self.account,
+            self.ts,
+            Count(self.seq),
+            Count(self.sub),
+            self.id,
+            self.fingerprint,
+            booking.map(|booking| booking.kind.name()),
+            booking.map(|booking| booking.amount),
+            self.balance_after,
+            lot,
+            parts,
+            self.note.as_deref(),
+            self.undoes.map(Count),
+        ];
+        if let Some(row) = request {
+            let Settlement { attribution, usage, .. } = row;
+            bind![
+                &row.key,
+                &row.model,
+                &row.served_model,
+                &row.upstream,
+                &attribution.run,
+                &attribution.agent,
+                &attribution.session,
+                &attribution.origin,
+                &attribution.tag,
+                Count(usage.input),
+                Count(usage.cached),
+                Count(usage.cache_creation_5m),
+                Count(usage.cache_creation_1h),
+                Count(usage.output),
+                Count(usage.reasoning),
+                Count(usage.input_audio),
+                Count(usage.input_image),
+                Count(usage.cached_audio),
+                Count(usage.output_audio),
+                Count(usage.output_image),
+                (!usage.calls.is_empty()).then_some(Json(&usage.calls)),
+                &row.price_version,
+                row.ttft_ms,
+                row.latency_ms,
+                row.stream,
+                row.outcome.name(),
+                row.source.name(),
+                row.http_status,
+                &row.flags,
+            ];
+        }
+        insert.raw_execute().map(drop)
     }
 }
 
@@ -336,14 +416,22 @@ pub(super) struct Done {
 }
 
 impl Done {
+    /// Of an account, by its id.
     pub(super) fn find(
         db: &Connection,
         account: &AccountId,
         id: &str,
     ) -> rusqlite::Result<Option<Self>> {
+        db.prepare_cached("SELECT n FROM account WHERE id = ?")?
+            .query_row([account], |row| row.get(0))
+            .optional()?
+            .map_or(Ok(None), |n| Self::find_of(db, n, id))
+    }
+
+    fn find_of(db: &Connection, account: i64, id: &str) -> rusqlite::Result<Option<Self>> {
         db.prepare_cached(
             "SELECT fingerprint, ts, seq, sub, balance_after FROM record INDEXED BY record_id
-             WHERE id = ? AND account = (SELECT n FROM account WHERE account.id = ?)",
+             WHERE id = ? AND account = ?",
         )?
         .query_row(params![id, account], |row| {
             let (Count(seq), Count(sub)) = (row.get(2)?, row.get(3)?);

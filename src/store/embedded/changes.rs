@@ -8,6 +8,7 @@ use rusqlite::{Connection, params};
 use super::books::{Books, Done};
 use super::fingerprint::{Fingerprint, of_closing, of_grant, of_undo};
 use super::live::Snapshot;
+use super::shelf::Step;
 use super::sql::Fault;
 use super::writer::Operation;
 use super::{Memory, read};
@@ -24,7 +25,7 @@ pub(super) struct GrantCredits(pub Grant);
 impl Operation for GrantCredits {
     type Output = Booked<Granted>;
 
-    fn apply(&self, db: &Connection, now: Millis) -> Result<Self::Output, Fault> {
+    fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Self::Output, Fault> {
         let Grant { account, kind, amount, expires, note, id } = &self.0;
         let fingerprint = of_grant(&self.0);
         if let Some(granted) = granted_before(db, account, id, &fingerprint)? {
@@ -33,24 +34,24 @@ impl Operation for GrantCredits {
         let mut books = Books::open(db, account, now)?;
         // The one thing that may still happen to a closed account.
         let writes_debt_off = *kind == Kind::Adjust
-            && books.status == Status::Closed
+            && books.kept.status == Status::Closed
             && amount.is_positive()
-            && *amount <= books.book.debt();
-        if books.status != Status::Open && !writes_debt_off {
-            return Err(not_open(account, books.status).into());
+            && *amount <= books.kept.book.debt();
+        if books.kept.status != Status::Open && !writes_debt_off {
+            return Err(not_open(account, books.kept.status).into());
         }
         let booking = match kind {
             Kind::Topup => {
                 let lot = books.new_lot(db, Class::Usage, None)?;
-                books.book.credit(*kind, *amount, lot)?
+                books.kept.book.credit(*kind, *amount, lot)?
             }
             Kind::Promo => {
                 let lot = books.new_lot(db, Class::Promo, *expires)?;
-                books.book.credit(*kind, *amount, lot)?
+                books.kept.book.credit(*kind, *amount, lot)?
             }
             Kind::Adjust => {
                 let lot = books.new_lot(db, Class::Usage, None)?;
-                books.book.adjust(*amount, lot)?
+                books.kept.book.adjust(*amount, lot)?
             }
             Kind::DebitAi | Kind::Expiry | Kind::Refund | Kind::PaymentReversal | Kind::Forfeit => {
                 return Err(LedgerError::Sign.into());
@@ -72,22 +73,22 @@ pub(super) struct Refund(pub Undo);
 impl Operation for Refund {
     type Output = Booked<Granted>;
 
-    fn apply(&self, db: &Connection, now: Millis) -> Result<Self::Output, Fault> {
+    fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Self::Output, Fault> {
         let Undo { account, of, note, id, .. } = &self.0;
         let fingerprint = of_undo(Kind::Refund, &self.0);
         if let Some(granted) = granted_before(db, account, id, &fingerprint)? {
             return Ok((granted, None));
         }
         let mut books = Books::open(db, account, now)?;
-        if books.status != Status::Open {
-            return Err(not_open(account, books.status).into());
+        if books.kept.status != Status::Open {
+            return Err(not_open(account, books.kept.status).into());
         }
         let debit = undone(db, account, of, Kind::DebitAi)?;
         let (before, amount) = self.0.amount_of(db, &debit)?;
         books.recall(db, &debit.parts)?;
         let new = books.new_lot(db, Class::Usage, None)?.number;
-        let ts = books.ts;
-        let booking = books.book.refund(&debit.parts, before, amount, new, ts)?;
+        let ts = books.kept.ts;
+        let booking = books.kept.book.refund(&debit.parts, before, amount, new, ts)?;
         let entry = books.add(booking, id, fingerprint, Some(note), Some(debit.seq));
         granted(db, books, entry)
     }
@@ -103,7 +104,7 @@ pub(super) struct Reverse(pub Undo);
 impl Operation for Reverse {
     type Output = Booked<Granted>;
 
-    fn apply(&self, db: &Connection, now: Millis) -> Result<Self::Output, Fault> {
+    fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Self::Output, Fault> {
         let Undo { account, of, note, id, .. } = &self.0;
         let fingerprint = of_undo(Kind::PaymentReversal, &self.0);
         if let Some(granted) = granted_before(db, account, id, &fingerprint)? {
@@ -111,8 +112,8 @@ impl Operation for Reverse {
         }
         let mut books = Books::open(db, account, now)?;
         // While it is closing there is still something to take.
-        if books.status == Status::Closed {
-            return Err(not_open(account, books.status).into());
+        if books.kept.status == Status::Closed {
+            return Err(not_open(account, books.kept.status).into());
         }
         let payment = undone(db, account, of, Kind::Topup)?;
         let (before, amount) = self.0.amount_of(db, &payment)?;
@@ -120,7 +121,7 @@ impl Operation for Reverse {
             Place::Lot(number) => Some(number),
             Place::Debt => None,
         });
-        let booking = books.book.reverse(payment.amount, lot, before, amount)?;
+        let booking = books.kept.book.reverse(payment.amount, lot, before, amount)?;
         let entry = books.add(booking, id, fingerprint, Some(note), Some(payment.seq));
         granted(db, books, entry)
     }
@@ -156,7 +157,7 @@ pub(super) struct CloseAccount {
 impl Operation for CloseAccount {
     type Output = Booked<()>;
 
-    fn apply(&self, db: &Connection, now: Millis) -> Result<Self::Output, Fault> {
+    fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Self::Output, Fault> {
         let Self { account, id } = self;
         let fingerprint = of_closing();
         if let Some(done) = Done::find(db, account, id)? {
@@ -164,8 +165,8 @@ impl Operation for CloseAccount {
             return Ok(((), None));
         }
         let mut books = Books::open(db, account, now)?;
-        if books.status == Status::Open {
-            books.status = Status::Closing;
+        if books.kept.status == Status::Open {
+            books.kept.status = Status::Closing;
         }
         books.remember(id, fingerprint);
         Ok(((), Some(books.write(db)?)))
@@ -186,11 +187,11 @@ pub(super) struct Sweep {
 impl Operation for Sweep {
     type Output = Vec<Snapshot>;
 
-    fn apply(&self, db: &Connection, now: Millis) -> Result<Self::Output, Fault> {
+    fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Self::Output, Fault> {
         let swept = self.accounts.iter().map(|account| {
             let mut books = Books::open(db, account, now)?;
             // Nothing is admitted since it is closing, so what has ended stays ended.
-            if books.status == Status::Closing && self.memory.live.running(account).0 == 0 {
+            if books.kept.status == Status::Closing && self.memory.live.running(account).0 == 0 {
                 books.forfeit();
             }
             books.write(db)
@@ -260,7 +261,7 @@ fn granted_before(
     Ok(Some(Granted { entry, duplicate: true }))
 }
 
-fn granted(db: &Connection, books: Books<'_>, entry: Entry) -> Result<Booked<Granted>, Fault> {
+fn granted(db: &Step<'_>, books: Books<'_>, entry: Entry) -> Result<Booked<Granted>, Fault> {
     let snapshot = books.write(db)?;
     Ok((Granted { entry, duplicate: false }, Some(snapshot)))
 }

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::read::must_exist;
+use super::shelf::Step;
 use super::sql::{Count, Fault};
 use super::writer::Operation;
 use crate::store::{Document, Millis, Put, Scope, StoreError};
@@ -38,7 +39,7 @@ pub(super) struct PutDocument {
 impl Operation for PutDocument {
     type Output = u64;
 
-    fn apply(&self, db: &Connection, now: Millis) -> Result<u64, Fault> {
+    fn apply(&self, db: &Step<'_>, now: Millis) -> Result<u64, Fault> {
         let Put { name, body, replaces, expires_at } = &self.put;
         if let Scope::Account(account) = &self.scope {
             must_exist(db, account)?;

@@ -14,7 +14,7 @@ pub(super) const COLUMNS: &str = "lot, kind, effective_at, expires_at, granted, 
 /// Those that are not empty.
 pub(super) fn usable(db: &Connection, account: &AccountId) -> rusqlite::Result<Vec<Lot>> {
     db.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM lot INDEXED BY lot_usable WHERE account = ? AND remaining > 0"
+        "SELECT {COLUMNS} FROM lot INDEXED BY lot_usable WHERE account = ? AND usable"
     ))?
     .query_map([account], Lot::read)?
     .collect()
@@ -43,9 +43,9 @@ pub(super) fn insert(
 ) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT INTO lot (account, lot, kind, seq, source, effective_at, expires_at, granted,
-             remaining, used, expired, to_debt, forfeited, reversed)
+             remaining, used, expired, to_debt, forfeited, reversed, usable)
          VALUES (:account, :lot, :kind, :seq, :source, :effective_at, :expires_at, :granted,
-             :remaining, :used, :expired, :to_debt, :forfeited, :reversed)",
+             :remaining, :used, :expired, :to_debt, :forfeited, :reversed, :usable)",
     )?
     .execute(named_params! {
         ":account": account,
@@ -62,15 +62,28 @@ pub(super) fn insert(
         ":to_debt": lot.to_debt,
         ":forfeited": lot.forfeited,
         ":reversed": lot.reversed,
+        ":usable": lot.remaining.is_positive(),
     })
     .map(drop)
 }
 
 /// Writes what became of one.
-pub(super) fn update(db: &Connection, account: &AccountId, lot: &Lot) -> rusqlite::Result<()> {
+pub(super) fn update(
+    db: &Connection,
+    account: &AccountId,
+    was: Option<&Lot>,
+    lot: &Lot,
+) -> rusqlite::Result<()> {
+    let usable = lot.remaining.is_positive();
     db.prepare_cached(
-        "UPDATE lot SET remaining = ?, used = ?, expired = ?, forfeited = ?, reversed = ?
-         WHERE account = ? AND lot = ?",
+        // The index needs no change while a lot stays usable, or empty.
+        if was.is_some_and(|was| was.remaining.is_positive() == usable) {
+            "UPDATE lot SET remaining = ?, used = ?, expired = ?, forfeited = ?, reversed = ?
+             WHERE account = ? AND lot = ? AND usable = ?"
+        } else {
+            "UPDATE lot SET remaining = ?1, used = ?2, expired = ?3, forfeited = ?4,
+                 reversed = ?5, usable = ?8 WHERE account = ?6 AND lot = ?7"
+        },
     )?
     .execute(params![
         lot.remaining,
@@ -80,6 +93,7 @@ pub(super) fn update(db: &Connection, account: &AccountId, lot: &Lot) -> rusqlit
         lot.reversed,
         account,
         Count(lot.number),
+        usable,
     ])
     .map(drop)
 }

@@ -1,12 +1,13 @@
 //! What the writer does: each operation reads, refuses or writes, inside one transaction.
 
-use rusqlite::{Connection, params};
+use rusqlite::params;
 
 use super::books::{Books, Done};
 use super::changes::{Booked, publish};
 use super::fingerprint::{Fingerprint, of_settlement};
 use super::live::Flight;
 use super::rows::{insert_usage, remove_abandoned};
+use super::shelf::Step;
 use super::sql::{Fault, Json, Word};
 use super::writer::Operation;
 use super::{HOUR_MS, Memory, read};
@@ -37,20 +38,20 @@ impl Operation for Settle {
     type Output = Booked<Settled>;
     const KEPT: bool = true;
 
-    fn apply(&self, db: &Connection, now: Millis) -> Result<Self::Output, Fault> {
+    fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Self::Output, Fault> {
         let settlement = &self.settlement;
         // The request has ended, whatever is answered: the one write that comes first.
         forget_flight(db, &settlement.account, &settlement.id)?;
-        let done = Done::find(db, &settlement.account, &settlement.id)?;
+        let mut books = Books::open(db, &settlement.account, now)?;
+        let done = books.done(db, &settlement.id)?;
         let was_abandoned = done.as_ref().is_some_and(Done::is_abandoned);
         if let Some(done) = done.filter(|_| !was_abandoned) {
             done.must_equal(&self.fingerprint, &settlement.id)?;
             return Ok((Settled { balance: Some(done.balance), duplicate: true }, None));
         }
-        let mut books = Books::open(db, &settlement.account, now)?;
-        let late = books.status == Status::Closed;
+        let late = books.kept.status == Status::Closed;
         let row = if late { &after_the_end(settlement)? } else { settlement };
-        let booking = books.book.debit(Kind::DebitAi, row.charge)?;
+        let booking = books.kept.book.debit(Kind::DebitAi, row.charge)?;
 
         if was_abandoned {
             remove_abandoned(db, &settlement.account, &settlement.id)?;
@@ -63,7 +64,7 @@ impl Operation for Settle {
         } else {
             books.no_entry(&settlement.id, Some(self.fingerprint))
         };
-        insert_usage(db, &record, row, books.ts)?;
+        insert_usage(db, &record, row, books.kept.ts)?;
         let snapshot = books.write(db)?;
         let balance = Some(snapshot.balance);
         Ok((Settled { balance, duplicate: false }, Some(snapshot)))
@@ -99,7 +100,7 @@ pub(super) struct CreateAccount {
 impl Operation for CreateAccount {
     type Output = Account;
 
-    fn apply(&self, db: &Connection, now: Millis) -> Result<Account, Fault> {
+    fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Account, Fault> {
         let Self { id, name } = self;
         let inserted = db
             .prepare_cached(
@@ -123,7 +124,7 @@ pub(super) struct CreateKey {
 impl Operation for CreateKey {
     type Output = Key;
 
-    fn apply(&self, db: &Connection, now: Millis) -> Result<Key, Fault> {
+    fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Key, Fault> {
         let key = Key { created_at: now, ..self.key.clone() };
         read::must_exist(db, &key.account)?;
         let inserted = db
@@ -161,7 +162,7 @@ pub(super) struct RevokeKey {
 impl Operation for RevokeKey {
     type Output = (Key, KeyHash);
 
-    fn apply(&self, db: &Connection, now: Millis) -> Result<Self::Output, Fault> {
+    fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Self::Output, Fault> {
         db.prepare_cached(
             "UPDATE key SET revoked_at = ? WHERE id = ? AND account = ? AND revoked_at IS NULL",
         )?
@@ -187,7 +188,7 @@ impl Operation for Own {
     /// As the debit that it goes with, or a reply could be paid and its client told otherwise.
     const KEPT: bool = true;
 
-    fn apply(&self, db: &Connection, now: Millis) -> Result<(), Fault> {
+    fn apply(&self, db: &Step<'_>, now: Millis) -> Result<(), Fault> {
         db.prepare_cached("DELETE FROM owned WHERE until <= ?")?.execute([now])?;
         db.prepare_cached(
             "INSERT INTO owned (account, object, until) VALUES (?, ?, ?)
@@ -205,7 +206,7 @@ impl Operation for NoteFlights {
     type Output = ();
     const KEPT: bool = true;
 
-    fn apply(&self, db: &Connection, _now: Millis) -> Result<(), Fault> {
+    fn apply(&self, db: &Step<'_>, _now: Millis) -> Result<(), Fault> {
         let mut insert = db.prepare_cached(
             "INSERT INTO flight (account, id, key, model, admitted_at) VALUES (?, ?, ?, ?, ?)
              ON CONFLICT DO NOTHING",
@@ -218,6 +219,7 @@ impl Operation for NoteFlights {
                 request.model,
                 admitted_at
             ])?;
+            db.noted(account, &request.id);
         }
         Ok(())
     }
@@ -233,12 +235,15 @@ impl Operation for ForgetFlight {
     type Output = ();
     const KEPT: bool = true;
 
-    fn apply(&self, db: &Connection, _now: Millis) -> Result<(), Fault> {
+    fn apply(&self, db: &Step<'_>, _now: Millis) -> Result<(), Fault> {
         Ok(forget_flight(db, &self.account, &self.request)?)
     }
 }
 
-fn forget_flight(db: &Connection, account: &AccountId, request: &str) -> rusqlite::Result<()> {
+fn forget_flight(db: &Step<'_>, account: &AccountId, request: &str) -> rusqlite::Result<()> {
+    if !db.ends(account, request) {
+        return Ok(());
+    }
     db.prepare_cached("DELETE FROM flight WHERE account = ? AND id = ?")?
         .execute(params![account, request])
         .map(drop)

@@ -35,7 +35,7 @@ pub(super) enum Order {
 /// the time.
 const ACCOUNT: &str = "SELECT id, name, status, created_at, balance -
         (SELECT coalesce(sum(remaining), 0) FROM lot INDEXED BY lot_usable
-         WHERE lot.account = id AND remaining > 0 AND expires_at <= max(?, last_ts)) AS usable
+         WHERE lot.account = id AND usable AND expires_at <= max(?, last_ts)) AS usable
      FROM account WHERE id";
 
 /// What admission needs.
@@ -196,7 +196,7 @@ pub(super) fn lots_page(
             Ok(select)
         }
         LotFilter::Usable => {
-            let sql = format!("{select} INDEXED BY lot_usable WHERE account = ? AND remaining > 0");
+            let sql = format!("{select} INDEXED BY lot_usable WHERE account = ? AND usable");
             let mut select = Select::of(sql, account);
             select.and("expires_at > ?", now);
             if let Some(cursor) = cursor {

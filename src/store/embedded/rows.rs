@@ -1,123 +1,151 @@
 //! Usage rows and their sums, also of requests that nobody settled.
 
-use std::sync::LazyLock;
+use std::collections::HashMap;
 
-use rusqlite::{Connection, named_params, params};
+use rusqlite::{Connection, params};
 
 use super::HOUR_MS;
 use super::books::{Books, Record};
 use super::live::Flight;
-use super::sql::{Count, Fault, Json, Word};
+use super::shelf::Step;
+use super::sql::{Count, Fault};
 use crate::billing::{Credits, Usage};
 use crate::store::{AccountId, Attribution, Millis, Outcome, Settlement, Source};
 
 /// Writes the record of a request and adds it to the sums.
 pub(super) fn insert_usage(
-    db: &Connection,
+    db: &Step<'_>,
     record: &Record<'_>,
     row: &Settlement,
     ts: Millis,
 ) -> rusqlite::Result<()> {
-    let Settlement { attribution, usage, .. } = row;
-    let mut insert = db.prepare_cached(&INSERT)?;
-    let mut at = record.bind(&mut insert)?;
-    // By position, in the order of the columns: names would cost a fifth of the settlement.
-    macro_rules! bind {
-        ($($value:expr),* $(,)?) => {$(
-            at += 1;
-            insert.raw_bind_parameter(at, $value)?;
-        )*};
-    }
-    bind![
-        &row.key,
-        &row.model,
-        &row.served_model,
-        &row.upstream,
-        &attribution.run,
-        &attribution.agent,
-        &attribution.session,
-        &attribution.origin,
-        &attribution.tag,
-        Count(usage.input),
-        Count(usage.cached),
-        Count(usage.cache_creation_5m),
-        Count(usage.cache_creation_1h),
-        Count(usage.output),
-        Count(usage.reasoning),
-        Count(usage.input_audio),
-        Count(usage.input_image),
-        Count(usage.cached_audio),
-        Count(usage.output_audio),
-        Count(usage.output_image),
-        (!usage.calls.is_empty()).then_some(Json(&usage.calls)),
-        &row.price_version,
-        row.ttft_ms,
-        row.latency_ms,
-        row.stream,
-        Word(row.outcome),
-        Word(row.source),
-        row.http_status,
-        &row.flags,
-    ];
-    insert.raw_execute()?;
-    add_to_sums(db, row, ts)
+    record.insert(db, Some(row))?;
+    db.sum(|sums| sums.add(row, ts));
+    Ok(())
 }
 
-static INSERT: LazyLock<String> = LazyLock::new(|| {
-    let columns = "key, model, served_model, upstream, run, agent, session, origin, tag,
-        input, cached, cache_creation_5m, cache_creation_1h, output, reasoning,
-        input_audio, input_image, cached_audio, output_audio, output_image, calls,
-        price_version, ttft_ms, latency_ms, stream, outcome, source, http_status, flags";
-    let count = Record::COLUMNS.split(',').chain(columns.split(',')).count();
-    let values = vec!["?"; count].join(", ");
-    format!("INSERT INTO record ({}, {columns}) VALUES ({values})", Record::COLUMNS)
-});
+/// What a step is still to add to `usage_hour`: one write a use rather than one a request.
+#[derive(Default)]
+pub(super) struct Sums(HashMap<AccountId, Vec<Sum>>);
 
-fn add_to_sums(db: &Connection, row: &Settlement, ts: Millis) -> rusqlite::Result<()> {
-    let Settlement { attribution, usage, .. } = row;
-    let cache_creation =
-        Count(usage.cache_creation_5m).column() + Count(usage.cache_creation_1h).column();
-    db.prepare_cached(
-        "INSERT INTO usage_hour (account, hour, model, key, tag, requests,
-             input, cached, cache_creation, output, charge, estimated)
-         VALUES (:account, :hour, :model, :key, :tag, 1,
-             :input, :cached, :cache_creation, :output, :charge, :estimated)
-         ON CONFLICT DO UPDATE SET
-             requests = requests + 1,
-             input = input + excluded.input,
-             cached = cached + excluded.cached,
-             cache_creation = cache_creation + excluded.cache_creation,
-             output = output + excluded.output,
-             charge = charge + excluded.charge,
-             estimated = estimated + excluded.estimated",
-    )?
-    .execute(named_params! {
-        ":account": row.account,
-        ":hour": ts.div_euclid(HOUR_MS),
-        ":model": row.model,
-        ":key": row.key,
-        ":tag": attribution.tag.as_deref().unwrap_or_default(),
-        ":input": Count(usage.input),
-        ":cached": Count(usage.cached),
-        ":cache_creation": cache_creation,
-        ":output": Count(usage.output),
-        ":charge": row.charge,
-        ":estimated": row.source == Source::Estimated,
-    })
-    .map(drop)
+/// What was used in an hour: a row of `usage_hour`, or what is added to it.
+struct Sum {
+    hour: i64,
+    model: String,
+    key: String,
+    tag: String,
+    requests: i64,
+    input: i64,
+    cached: i64,
+    cache_creation: i64,
+    output: i64,
+    charge: Credits,
+    estimated: i64,
+}
+
+impl Sums {
+    fn add(&mut self, row: &Settlement, ts: Millis) {
+        let Settlement { attribution, usage, .. } = row;
+        let hour = ts.div_euclid(HOUR_MS);
+        let tag = attribution.tag.as_deref().unwrap_or_default();
+        let sums = match self.0.get_mut(&row.account) {
+            Some(sums) => sums,
+            None => self.0.entry(row.account.clone()).or_default(),
+        };
+        let is_same = |sum: &Sum| {
+            sum.hour == hour && sum.model == row.model && sum.key == row.key && sum.tag == tag
+        };
+        let at = sums.iter().position(is_same).unwrap_or_else(|| {
+            sums.push(Sum::of(hour, row, tag));
+            sums.len() - 1
+        });
+        let sum = &mut sums[at];
+        sum.requests += 1;
+        sum.input += Count(usage.input).column();
+        sum.cached += Count(usage.cached).column();
+        sum.cache_creation +=
+            Count(usage.cache_creation_5m).column() + Count(usage.cache_creation_1h).column();
+        sum.output += Count(usage.output).column();
+        sum.charge += row.charge;
+        sum.estimated += i64::from(row.source == Source::Estimated);
+    }
+
+    /// Adds all to the rows.
+    pub(super) fn write(&mut self, db: &Connection) -> rusqlite::Result<()> {
+        for (account, sums) in self.0.drain() {
+            for sum in sums {
+                sum.write(db, &account)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets what was not written.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl Sum {
+    fn of(hour: i64, row: &Settlement, tag: &str) -> Self {
+        Self {
+            hour,
+            model: row.model.clone(),
+            key: row.key.clone(),
+            tag: tag.to_owned(),
+            requests: 0,
+            input: 0,
+            cached: 0,
+            cache_creation: 0,
+            output: 0,
+            charge: Credits::ZERO,
+            estimated: 0,
+        }
+    }
+
+    fn write(&self, db: &Connection, account: &AccountId) -> rusqlite::Result<()> {
+        db.prepare_cached(
+            "INSERT INTO usage_hour (account, hour, model, key, tag, requests,
+                 input, cached, cache_creation, output, charge, estimated)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+             ON CONFLICT DO UPDATE SET
+                 requests = requests + excluded.requests,
+                 input = input + excluded.input,
+                 cached = cached + excluded.cached,
+                 cache_creation = cache_creation + excluded.cache_creation,
+                 output = output + excluded.output,
+                 charge = charge + excluded.charge,
+                 estimated = estimated + excluded.estimated",
+        )?
+        .execute(params![
+            account,
+            self.hour,
+            self.model,
+            self.key,
+            self.tag,
+            self.requests,
+            self.input,
+            self.cached,
+            self.cache_creation,
+            self.output,
+            self.charge,
+            self.estimated,
+        ])
+        .map(drop)
+    }
 }
 
 /// Lists the requests that the last process left behind, as usage rows without a charge.
 ///
 /// A settlement that comes late is debited all the same, and its row takes their place.
-pub(super) fn abandon_flights(db: &Connection, now: Millis) -> Result<usize, Fault> {
+pub(super) fn abandon_flights(db: &Step<'_>, now: Millis) -> Result<usize, Fault> {
     let flights: Vec<Flight> = db
         .prepare("SELECT account, id, key, model, admitted_at FROM flight")?
         .query_map([], Flight::read)?
         .collect::<Result<_, _>>()?;
     for Flight { account, request, admitted_at } in &flights {
         let mut books = Books::open(db, account, now)?;
-        let ts = books.ts;
+        let ts = books.kept.ts;
         let ran_ms = ts.saturating_sub(*admitted_at);
         let row = Settlement {
             id: request.id.clone(),

@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use super::changes::Sweep;
 use super::file::Lock;
 use super::operations::NoteFlights;
+use super::shelf::{Shelf, Step};
 use super::sql::Fault;
 use super::{Clock, Memory};
 use crate::store::{Millis, StoreError};
@@ -41,7 +42,7 @@ pub(super) trait Operation: Send + 'static {
 
     /// Applies it. Whatever it refuses, it refuses before its first write, so that the others
     /// of the batch are not touched. May be called again after a rollback.
-    fn apply(&self, db: &Connection, now: Millis) -> Result<Self::Output, Fault>;
+    fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Self::Output, Fault>;
 
     /// Shows the outcome in memory once it is durable, before it is answered.
     fn publish(&self, _outcome: &Result<Self::Output, StoreError>, _memory: &Memory) {}
@@ -71,6 +72,7 @@ impl Writer {
             ending: Ending(memory.clone()),
             lock,
             db,
+            shelf: Shelf::default(),
             memory,
             clock,
             messages,
@@ -108,7 +110,7 @@ impl Writer {
 /// An operation of any type, on its way through the thread.
 trait Job: Send {
     fn is_kept(&self) -> bool;
-    fn apply(&mut self, db: &Connection, now: Millis) -> rusqlite::Result<()>;
+    fn apply(&mut self, db: &Step<'_>, now: Millis) -> rusqlite::Result<()>;
     fn answer(self: Box<Self>, memory: &Memory);
     fn fail(self: Box<Self>, why: &str);
 }
@@ -124,7 +126,7 @@ impl<O: Operation> Job for Pending<O> {
         O::KEPT
     }
 
-    fn apply(&mut self, db: &Connection, now: Millis) -> rusqlite::Result<()> {
+    fn apply(&mut self, db: &Step<'_>, now: Millis) -> rusqlite::Result<()> {
         self.outcome = Some(match self.operation.apply(db, now) {
             Ok(output) => Ok(output),
             Err(Fault::Refused(refused)) => Err(refused),
@@ -159,6 +161,7 @@ struct Thread {
     /// Dropped after `db`, and only then may another process open the file.
     lock: Lock,
     db: Connection,
+    shelf: Shelf,
     memory: Arc<Memory>,
     clock: Clock,
     messages: mpsc::Receiver<Message>,
@@ -308,24 +311,35 @@ impl Thread {
     }
 
     fn commit(&mut self, size: usize) -> Result<(), Failure> {
-        let now = (self.clock)();
-        let step = self
-            .db
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(Failure::Disk)?;
-        if size == 0 {
-            probe(&step).map_err(Failure::Disk)?;
+        if let Err(failure) = self.apply(size) {
+            self.shelf.rolled_back();
+            return Err(failure);
         }
-        for job in self.waiting.iter_mut().take(size) {
-            job.apply(&step, now).map_err(Failure::of_operation)?;
-        }
-        step.commit().map_err(Failure::Disk)?;
+        self.shelf.committed();
         // Before the answers: who has one may expect the store to work.
         self.healed();
         for job in self.waiting.drain(..size) {
             job.answer(&self.memory);
         }
         Ok(())
+    }
+
+    /// Applies the next operations in one transaction.
+    fn apply(&mut self, size: usize) -> Result<(), Failure> {
+        let now = (self.clock)();
+        let transaction = self
+            .db
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(Failure::Disk)?;
+        if size == 0 {
+            probe(&transaction).map_err(Failure::Disk)?;
+        }
+        let step = Step::new(&transaction, &mut self.shelf);
+        for job in self.waiting.iter_mut().take(size) {
+            job.apply(&step, now).map_err(Failure::of_operation)?;
+        }
+        step.finish().map_err(Failure::of_operation)?;
+        transaction.commit().map_err(Failure::Disk)
     }
 
     fn healed(&mut self) {

@@ -8,6 +8,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use super::*;
+use crate::store::embedded::shelf::Step;
 use crate::store::embedded::writer::Operation;
 
 /// Waits until something holds that another thread brings about.
@@ -28,7 +29,7 @@ struct Wait {
 
 impl Operation for Wait {
     type Output = ();
-    fn apply(&self, _db: &Connection, _now: Millis) -> Result<(), Fault> {
+    fn apply(&self, _db: &Step<'_>, _now: Millis) -> Result<(), Fault> {
         self.has_begun.send(()).unwrap();
         // Ends when the sender is dropped.
         let _ = self.may_end.lock().unwrap().recv();
@@ -53,7 +54,7 @@ struct Squeeze {
 impl Operation for Squeeze {
     type Output = ();
     const KEPT: bool = true;
-    fn apply(&self, db: &Connection, _now: Millis) -> Result<(), Fault> {
+    fn apply(&self, db: &Step<'_>, _now: Millis) -> Result<(), Fault> {
         let pages: i64 = if self.has_room.load(Ordering::SeqCst) { 1 << 30 } else { 1 };
         db.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
         Ok(())
@@ -66,7 +67,7 @@ struct Faulty;
 impl Operation for Faulty {
     type Output = ();
     const KEPT: bool = true;
-    fn apply(&self, db: &Connection, _now: Millis) -> Result<(), Fault> {
+    fn apply(&self, db: &Step<'_>, _now: Millis) -> Result<(), Fault> {
         db.execute("INSERT INTO record (account, seq) VALUES (1, 0)", [])?;
         Ok(())
     }
