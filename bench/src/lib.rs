@@ -2,6 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+#[cfg(feature = "store")]
+pub mod store;
+
 /// `--name value` pairs; a flag given twice keeps both values.
 pub struct Args(Vec<(String, String)>);
 

@@ -67,6 +67,9 @@ async fn whatever_is_changed_behind_its_back_is_named_and_ends_with_8() {
     let id = account.last_usage().await.id;
     verified(&proxy).await;
     let other = &other.id;
+    // Of the entries in these books, each comes from or goes to one lot.
+    let one_part = "UPDATE record SET lot = parts ->> '$[0][0]', parts = NULL
+                    WHERE parts IS NOT NULL";
     // What is broken, how, and how it is made whole again.
     let cases = [
         (
@@ -81,24 +84,29 @@ async fn whatever_is_changed_behind_its_back_is_named_and_ends_with_8() {
         ),
         (
             "I3",
-            "INSERT INTO part VALUES ('default', 1, 9, NULL, -5)".into(),
-            "DELETE FROM part WHERE n = 9".into(),
+            "UPDATE record SET lot = NULL,
+                 parts = json_array(json_array(lot, amount), json_array(NULL, -5))
+             WHERE account = 1 AND seq = 1 AND sub = 0"
+                .into(),
+            one_part.into(),
         ),
         ("I4", "UPDATE lot SET used = used + 1".into(), "UPDATE lot SET used = used - 1".into()),
         (
             "I5",
-            "UPDATE entry SET balance_after = balance_after + 1 WHERE seq = 1".into(),
-            "UPDATE entry SET balance_after = balance_after - 1 WHERE seq = 1".into(),
+            "UPDATE record SET balance_after = balance_after + 1 WHERE seq = 1".into(),
+            "UPDATE record SET balance_after = balance_after - 1 WHERE seq = 1".into(),
         ),
         (
             "I6",
-            "UPDATE part SET amount = amount + 1 WHERE seq = 2".into(),
-            "UPDATE part SET amount = amount - 1 WHERE seq = 2".into(),
+            "UPDATE record SET lot = NULL, parts = json_array(json_array(lot, amount + 1))
+             WHERE seq = 2 AND sub = 0"
+                .into(),
+            one_part.into(),
         ),
         (
             "I7",
-            "UPDATE op SET seq = 9 WHERE seq = 2".into(),
-            "UPDATE op SET seq = 2 WHERE seq = 9".into(),
+            "UPDATE record SET fingerprint = NULL WHERE seq = 2".into(),
+            "UPDATE record SET fingerprint = zeroblob(8) WHERE seq = 2".into(),
         ),
         (
             "I8",
@@ -117,8 +125,8 @@ async fn whatever_is_changed_behind_its_back_is_named_and_ends_with_8() {
         ),
         (
             "I11",
-            format!("UPDATE usage SET charge = charge + 1 WHERE id = '{id}'"),
-            format!("UPDATE usage SET charge = charge - 1 WHERE id = '{id}'"),
+            format!("UPDATE record SET outcome = 'abandoned' WHERE id = '{id}'"),
+            format!("UPDATE record SET outcome = 'completed' WHERE id = '{id}'"),
         ),
     ];
     for (invariant, harm, cure) in cases {

@@ -171,7 +171,7 @@ fn bare(dir: &Path, synchronous: &str, accounts: usize, batch: usize, time: Dura
         db.execute(
             "INSERT INTO account (n, id, name, status, balance, seq, sub, last_ts, created_at)
              VALUES (?, ?, '', 'open', 0, 0, 0, 0, 0)",
-            params![account, account_id(account).to_string()],
+            params![account as i64, account_id(account).to_string()],
         )
         .expect("an account");
     }
@@ -198,7 +198,7 @@ fn bare(dir: &Path, synchronous: &str, accounts: usize, batch: usize, time: Dura
             )
             .and_then(|mut insert| {
                 insert.execute(params![
-                    account,
+                    account as i64,
                     number as i64,
                     seqs[account],
                     row.id,
@@ -219,7 +219,9 @@ fn bare(dir: &Path, synchronous: &str, accounts: usize, batch: usize, time: Dura
             })
             .expect("a record");
             db.prepare_cached("UPDATE account SET balance = balance - ?, seq = ? WHERE n = ?")
-                .and_then(|mut update| update.execute(params![295_000, seqs[account], account]))
+                .and_then(|mut update| {
+                    update.execute(params![295_000, seqs[account], account as i64])
+                })
                 .expect("a balance");
         }
         db.execute_batch("COMMIT").expect("commit");

@@ -10,23 +10,16 @@ use crate::billing::Credits;
 use crate::billing::audit::{
     Counts, GrantedLot, Group, Head, Hold, HourSum, Line, Operation, Record, Request,
 };
-use crate::billing::ledger::{Kind, LedgerError, Lot, Part};
+use crate::billing::ledger::{LedgerError, Lot};
 use crate::store::embedded::lots;
-use crate::store::{AccountId, Millis, Outcome, Page, Rows, Source};
+use crate::store::{AccountId, Entry, Millis, Outcome, Page, Rows, Source};
 
 /// Records that are handed over together.
 const BATCH: usize = 1000;
 
 /// Whatever is written of an account, even if the account itself is not.
-const TABLES: [(&str, &str); 7] = [
-    ("account", "id"),
-    ("entry", "account"),
-    ("part", "account"),
-    ("lot", "account"),
-    ("op", "account"),
-    ("usage", "account"),
-    ("usage_hour", "account"),
-];
+const TABLES: [(&str, &str); 3] =
+    [("account", "id"), ("lot", "account"), ("usage_hour", "account")];
 
 /// Accounts of which anything is written, by id.
 pub(super) fn accounts(db: &Connection, page: &Page) -> Result<Rows<AccountId>, Fault> {
@@ -145,8 +138,9 @@ fn read_state(
 /// Requests that are noted on disk, as far as memory does not speak of them.
 fn noted(db: &Connection, account: &AccountId, holds: &[Hold]) -> Result<Vec<Hold>, Stop> {
     let mut flights = db.prepare_cached(
-        "SELECT flight.id, op.fingerprint IS NOT NULL FROM flight
-         LEFT JOIN op ON op.account = flight.account AND op.id = flight.id
+        "SELECT flight.id, fingerprint IS NOT NULL FROM flight
+         LEFT JOIN account ON account.id = flight.account
+         LEFT JOIN record ON record.account = account.n AND record.id = flight.id
          WHERE flight.account = ?",
     )?;
     let mut noted: Vec<Hold> = flights
@@ -186,25 +180,19 @@ impl<'s, T> Ahead<'s, T> {
 
 /// Entries, requests and sums, merged by time.
 fn read_history(db: &Connection, account: &AccountId, out: &mut Out) -> Result<(), Stop> {
-    let mut entries = db.prepare_cached(
-        "SELECT entry.seq, entry.ts, entry.kind, entry.amount, entry.balance_after, entry.ref,
-             op.seq AS op_seq
-         FROM entry LEFT JOIN op ON op.account = entry.account AND op.id = entry.ref
-         WHERE entry.account = ? ORDER BY entry.seq",
-    )?;
-    let mut parts =
-        db.prepare_cached("SELECT seq, lot, amount FROM part WHERE account = ? ORDER BY seq, n")?;
+    let mut entries = db.prepare_cached(ENTRY_IN_ORDER)?;
     let mut requests = db.prepare_cached(
         "SELECT id, ts, model, key, coalesce(tag, '') AS tag, input, cached,
-             cache_creation_5m + cache_creation_1h AS cache_creation, output, charge, outcome,
-             source
-         FROM usage WHERE account = ? ORDER BY ts, id",
+             cache_creation_5m + cache_creation_1h AS cache_creation, output,
+             coalesce(-amount, 0) AS charge, outcome, source
+         FROM record WHERE account = (SELECT n FROM account WHERE account.id = ?)
+             AND outcome IS NOT NULL
+         ORDER BY ts, seq, sub",
     )?;
     let mut sums = db.prepare_cached(
         "SELECT * FROM usage_hour WHERE account = ? ORDER BY hour, model, key, tag",
     )?;
     let mut entries = Ahead::of(entries.query([account])?, read_line)?;
-    let mut parts = Ahead::of(parts.query([account])?, read_part)?;
     let mut requests = Ahead::of(requests.query([account])?, read_request)?;
     let mut sums = Ahead::of(sums.query([account])?, read_sum)?;
     loop {
@@ -218,14 +206,7 @@ fn read_history(db: &Connection, account: &AccountId, out: &mut Out) -> Result<(
         if is_first(sum) {
             out.send(Record::Sum(sums.take()?.expect("it is there")))?;
         } else if is_first(entry) {
-            let mut line = entries.take()?.expect("it is there");
-            while parts.next.as_ref().is_some_and(|(seq, _)| *seq <= line.seq) {
-                let (seq, part) = parts.take()?.expect("it is there");
-                if seq == line.seq {
-                    line.parts.push(part);
-                }
-            }
-            out.send(Record::Entry(line))?;
+            out.send(Record::Entry(entries.take()?.expect("it is there")))?;
         } else if is_first(request) {
             out.send(Record::Request(requests.take()?.expect("it is there")))?;
         } else {
@@ -234,24 +215,18 @@ fn read_history(db: &Connection, account: &AccountId, out: &mut Out) -> Result<(
     }
 }
 
-fn read_line(row: &Row<'_>) -> rusqlite::Result<Line> {
-    let operation: Option<Count> = row.get("op_seq")?;
-    Ok(Line {
-        seq: row.get::<_, Count>("seq")?.0,
-        ts: row.get("ts")?,
-        kind: row.get::<_, Word<Kind>>("kind")?.0,
-        amount: row.get("amount")?,
-        balance_after: row.get("balance_after")?,
-        reference: row.get("ref")?,
-        operation: operation.map_or(Operation::Unknown, |Count(seq)| Operation::Entry(seq)),
-        parts: Vec::new(),
-    })
-}
+/// Entries of an account in the order in which they were written. What time did has no
+/// operation.
+const ENTRY_IN_ORDER: &str = "SELECT ts, seq, kind, amount, balance_after, id, note, undoes,
+        lot, parts, id IS NOT NULL AND fingerprint IS NOT NULL AS is_done
+     FROM record WHERE account = (SELECT n FROM account WHERE account.id = ?) AND sub = 0
+     ORDER BY ts, seq";
 
-fn read_part(row: &Row<'_>) -> rusqlite::Result<(u64, Part)> {
-    let lot: Option<Count> = row.get("lot")?;
-    let place = lot.map(|Count(number)| number).into();
-    Ok((row.get::<_, Count>("seq")?.0, Part { place, amount: row.get("amount")? }))
+fn read_line(row: &Row<'_>) -> rusqlite::Result<Line> {
+    let Entry { seq, ts, kind, amount, balance_after, reference, parts, .. } = Entry::read(row)?;
+    let is_done = row.get("is_done")?;
+    let operation = if is_done { Operation::Entry(seq) } else { Operation::Unknown };
+    Ok(Line { seq, ts, kind, amount, balance_after, reference, operation, parts })
 }
 
 fn read_request(row: &Row<'_>) -> rusqlite::Result<Request> {

@@ -57,7 +57,8 @@ impl Kept {
                  WHERE id = ?",
             )?
             .query_row([account], |row| {
-                let (Word(status), Count(seq), Count(sub)) = (row.get(1)?, row.get(3)?, row.get(4)?);
+                let (Word(status), Count(seq), Count(sub)) =
+                    (row.get(1)?, row.get(3)?, row.get(4)?);
                 let balance: Credits = row.get(2)?;
                 Ok((row.get(0)?, status, balance, seq, sub, row.get(5)?, row.get(6)?))
             })

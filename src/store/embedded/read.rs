@@ -537,7 +537,7 @@ impl Key {
 
 impl Entry {
     /// An entry about a lot refers to the lot, any other to its operation.
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let amount = row.get("amount")?;
         let lot: Option<Count> = row.get("lot")?;
         let parts: Option<Json<Pairs>> = row.get("parts")?;

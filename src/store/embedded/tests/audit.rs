@@ -73,40 +73,38 @@ async fn every_invariant_is_found_broken_by_its_name() {
         (
             Invariant::I3,
             "INSERT INTO lot (account, lot, kind, seq, source, effective_at, expires_at, granted,
-                 remaining, used, expired, to_debt, forfeited, reversed)
-             VALUES ('in-debt', 1, 'usage', 1, 'x', 1, 9e15, 5, 5, 0, 0, 0, 0, 0)",
+                 remaining, used, expired, to_debt, forfeited, reversed, usable)
+             VALUES ('in-debt', 1, 'usage', 1, 'x', 1, 9e15, 5, 5, 0, 0, 0, 0, 0, 1)",
         ),
         (Invariant::I4, "UPDATE lot SET used = used - 1 WHERE account = 'default' AND used > 0"),
         (Invariant::I4, "UPDATE lot SET used = used - 1, reversed = reversed + 1 WHERE used > 0"),
         (Invariant::I4, "DELETE FROM lot WHERE account = 'ended'"),
-        (Invariant::I5, "DELETE FROM entry WHERE account = 'default' AND seq = 3"),
-        (Invariant::I5, "DELETE FROM entry WHERE account = 'ended' AND seq = 3"),
-        (Invariant::I5, "UPDATE entry SET balance_after = balance_after + 1 WHERE seq = 2"),
-        (Invariant::I5, "UPDATE entry SET ts = 0 WHERE account = 'default' AND seq = 2"),
-        (Invariant::I5, "UPDATE entry SET kind = 'gift' WHERE account = 'default' AND seq = 2"),
+        // The accounts have the numbers 1, 2 and 3, in the order in which they were made.
+        (Invariant::I5, "DELETE FROM record WHERE account = 1 AND seq = 3 AND sub = 0"),
+        (Invariant::I5, "DELETE FROM record WHERE account = 3 AND seq = 3 AND sub = 0"),
+        (Invariant::I5, "UPDATE record SET balance_after = balance_after + 1 WHERE seq = 2"),
+        (Invariant::I5, "UPDATE record SET ts = 0 WHERE account = 1 AND seq = 2"),
+        (Invariant::I5, "UPDATE record SET kind = 'gift' WHERE account = 1 AND seq = 2"),
         (
             Invariant::I6,
-            "UPDATE part SET amount = amount - 1 WHERE account = 'default' AND seq = 3",
+            "UPDATE record SET lot = NULL, parts = '[[2,-1]]' WHERE account = 1 AND seq = 3",
         ),
-        (Invariant::I6, "DELETE FROM part WHERE account = 'default' AND seq = 1"),
-        (Invariant::I7, "UPDATE entry SET ref = 'more' WHERE account = 'default' AND seq = 1"),
-        (Invariant::I7, "DELETE FROM op WHERE account = 'default' AND id = 'req_a'"),
+        (Invariant::I6, "UPDATE record SET lot = NULL WHERE account = 1 AND seq = 1"),
+        (Invariant::I7, "UPDATE record SET fingerprint = NULL WHERE account = 1 AND seq = 1"),
+        (Invariant::I7, "UPDATE record SET fingerprint = NULL WHERE id = 'req_a'"),
         (Invariant::I8, "UPDATE usage_hour SET charge = charge + 1 WHERE account = 'in-debt'"),
         (Invariant::I8, "UPDATE usage_hour SET output = output + 1 WHERE account = 'default'"),
         (Invariant::I8, "DELETE FROM usage_hour WHERE account = 'default'"),
         (Invariant::I8, "UPDATE usage_hour SET hour = hour + 1 WHERE account = 'default'"),
-        (Invariant::I8, "DELETE FROM usage WHERE id = 'req_e'"),
+        (Invariant::I8, "DELETE FROM record WHERE id = 'req_e'"),
         (
             Invariant::I9,
             "INSERT INTO flight (account, id, key, model, admitted_at)
              VALUES ('default', 'req_a', 'k', 'm', 1)",
         ),
         (Invariant::I10, "DELETE FROM account WHERE id = 'in-debt'"),
-        (Invariant::I11, "UPDATE usage SET charge = charge + 1 WHERE id = 'req_b'"),
-        (Invariant::I11, "DELETE FROM usage WHERE id = 'req_d'"),
-        (Invariant::I11, "UPDATE usage SET id = 'req_x' WHERE id = 'req_f'"),
-        (Invariant::I11, "UPDATE usage SET ts = ts + 1 WHERE id = 'req_f'"),
-        (Invariant::I11, "UPDATE usage SET outcome = 'abandoned' WHERE id = 'req_b'"),
+        (Invariant::I11, "UPDATE record SET outcome = NULL WHERE id = 'req_d'"),
+        (Invariant::I11, "UPDATE record SET outcome = 'abandoned' WHERE id = 'req_b'"),
     ];
     for (invariant, sql) in cases {
         let bench = eventful().await;
