@@ -47,6 +47,7 @@ mod reply;
 mod route;
 mod settle;
 mod survive;
+mod worker;
 
 pub use authenticate::may_call;
 pub use listen::listen;
@@ -78,6 +79,7 @@ pub struct Context {
     pub stop: CancellationToken,
     upstreams: HashMap<String, Upstream>,
     drains: Semaphore,
+    pending: Semaphore,
     runtime: tokio::runtime::Handle,
     gate: request::Settings,
     bad_keys: limit::PerMinute<IpAddr>,
@@ -102,6 +104,7 @@ impl Context {
             upstreams,
             runtime: tokio::runtime::Handle::current(),
             drains: Semaphore::new(config.max_drains),
+            pending: Semaphore::new(config.max_pending),
             gate: request::Settings {
                 max_choices: config.max_choices,
                 heartbeat_prompts: config.heartbeat_prompts.clone(),
@@ -112,10 +115,13 @@ impl Context {
         }
     }
 
-    /// Starts work that outlives its client. Also callable where no runtime is entered, as in a
-    /// drop while the process ends.
+    /// Starts work that outlives its client, on the worker that did it so far. Also callable
+    /// where no runtime is entered, as in a drop while the process ends.
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn_on(work, &self.runtime);
+        match tokio::runtime::Handle::try_current() {
+            Ok(worker) if worker::place() > 0 => self.tasks.spawn_on(work, &worker),
+            _ => self.tasks.spawn_on(work, &self.runtime),
+        };
     }
 
     /// How the upstreams are doing, in the order of the configuration.
@@ -329,10 +335,17 @@ async fn admit(
             attribution: attribute(headers, request, key),
             stream: request.stream,
             asks_1h_cache: request.asks_1h_cache,
-            body: request.body().clone(),
+            body: apart(request.body()),
             started,
         },
     ))
+}
+
+/// A body to keep while the reply streams. A small one is copied, because it lies in the
+/// buffer of its connection, which is many times as large.
+fn apart(body: &Bytes) -> Bytes {
+    const SMALL_BYTES: usize = 16 << 10;
+    if body.len() < SMALL_BYTES { Bytes::copy_from_slice(body) } else { body.clone() }
 }
 
 /// Whom and what a request was for: its headers, its body, and the key's own tag.

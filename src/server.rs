@@ -190,7 +190,14 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
             }
         }
     });
-    let inference = tokio::spawn(proxy::listen(Arc::clone(&ctx), listener, closing.clone()));
+    let inference = tokio::spawn({
+        let listening = proxy::listen(Arc::clone(&ctx), listener, closing.clone());
+        async move {
+            if let Err(error) = listening.await {
+                tracing::error!("the proxy ended: {error}");
+            }
+        }
+    });
     tokio::spawn({
         let closing = closing.clone();
         async move {

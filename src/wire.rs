@@ -1,11 +1,12 @@
 //! The formats spoken with clients and upstreams: the only code that knows JSON shapes.
 //!
 //! [`request`] reads what a client sends and writes what goes upstream; [`attribution`]
-//! says who it is for; [`meter`] reads what a reply used while its bytes pass; [`estimate`]
+//! says who it is for; [`http1`] takes a reply out of its framing; [`meter`] reads what a reply used while its bytes pass; [`estimate`]
 //! counts where nothing was reported.
 
 pub mod attribution;
 pub mod estimate;
+pub mod http1;
 pub mod json;
 pub mod meter;
 pub mod refusal;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::Reply;
 use super::body::Body;
+use super::forward::Cause;
 use crate::billing::Credits;
 use crate::store::{Refused, Rejection, StoreError};
 use crate::wire::request::Invalid;
@@ -71,7 +72,7 @@ pub enum Error {
     #[error("The ledger cannot record usage now. Send the request again in a few seconds.")]
     Ledger(#[source] StoreError),
     #[error("The model's provider cannot be reached. Send the request again; nothing was charged.")]
-    UpstreamUnreachable(#[source] hyper_util::client::legacy::Error),
+    UpstreamUnreachable(#[source] Cause),
     #[error("The model's provider failed ({0}). Send the request again; nothing was charged.")]
     UpstreamStatus(StatusCode),
     #[error("The model's provider is busy. Wait {wait_s} s, then send the request again.")]

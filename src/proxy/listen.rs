@@ -13,18 +13,18 @@ use std::time::Duration;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
-use tower::{ServiceBuilder, ServiceExt, service_fn};
 
-use super::{Context, Reply, serve, shed};
+use super::worker::{Accepted, Load, Workers};
+use super::{Context, serve, shed};
 use crate::config::Config;
 
 /// How long clients may take for the end of their replies when the process stops.
@@ -32,22 +32,17 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Accepts connections until `closing`, then lets those that are open come to their end.
 ///
-/// What knows nothing of billing stands before the steps of a request: at most `max_pending`
-/// requests wait for their reply to begin, and more are refused at once.
-pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: CancellationToken) {
+/// # Errors
+///
+/// When the threads that serve them cannot be started.
+pub async fn listen(
+    ctx: Arc<Context>,
+    listener: TcpListener,
+    closing: CancellationToken,
+) -> io::Result<()> {
     let connections = Arc::new(Semaphore::new(ctx.config.max_connections as usize));
     let addresses = Arc::new(Addresses::default());
-    let graceful = GracefulShutdown::new();
-    let mut running = JoinSet::new();
-    let door = ServiceBuilder::new().load_shed().concurrency_limit(ctx.config.max_pending).service(
-        service_fn({
-            let ctx = Arc::clone(&ctx);
-            move |(request, peer): (Request<Incoming>, IpAddr)| {
-                let ctx = Arc::clone(&ctx);
-                async move { Ok::<Reply, Infallible>(serve(ctx, request, peer).await) }
-            }
-        }),
-    );
+    let workers = Workers::start(&ctx)?;
     loop {
         // No more are accepted than can be served: the others wait in the kernel's queue.
         let permit = tokio::select! {
@@ -56,7 +51,6 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
         };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            Some(_) = running.join_next(), if !running.is_empty() => continue,
             () = closing.cancelled() => break,
         };
         let (Ok(permit), Ok((stream, peer))) = (permit, accepted) else {
@@ -69,29 +63,49 @@ pub async fn listen(ctx: Arc<Context>, listener: TcpListener, closing: Cancellat
             continue;
         };
         stream.set_nodelay(true).ok();
-        let door = door.clone();
-        let shedding = Arc::clone(&ctx);
+        if let Ok(stream) = stream.into_std() {
+            workers.deal(Accepted { stream, peer, counted: (permit, place) });
+        }
+    }
+    drop(listener);
+    workers.end().await;
+    Ok(())
+}
+
+/// Serves the connections of one worker, until no more can come and all have ended.
+pub async fn serve_all(
+    ctx: &Arc<Context>,
+    mut accepted: mpsc::UnboundedReceiver<(Accepted, Load)>,
+) {
+    let graceful = GracefulShutdown::new();
+    let mut running = JoinSet::new();
+    loop {
+        let next = tokio::select! {
+            next = accepted.recv() => next,
+            Some(_) = running.join_next(), if !running.is_empty() => continue,
+        };
+        let Some((Accepted { stream, peer, counted }, load)) = next else { break };
+        let Ok(stream) = TcpStream::from_std(stream) else { continue };
         let asked = Arc::new(AtomicBool::new(false));
         let io = Timed::new(TokioIo::new(stream), &ctx.config, Arc::clone(&asked));
-        let service = TowerToHyperService::new(service_fn(move |request: Request<Incoming>| {
+        let serving = Arc::clone(ctx);
+        let service = service_fn(move |request: Request<Incoming>| {
             asked.store(true, Ordering::Relaxed);
-            let (door, ctx) = (door.clone(), Arc::clone(&shedding));
+            let ctx = Arc::clone(&serving);
             async move {
-                match door.oneshot((request, peer)).await {
-                    Ok(reply) => Ok::<_, Infallible>(reply),
-                    Err(_) => Ok(shed(&ctx)),
-                }
+                // So many wait for their reply to begin, and more are refused at once.
+                let Ok(_waiting) = ctx.pending.try_acquire() else { return Ok(shed(&ctx)) };
+                Ok::<_, Infallible>(serve(Arc::clone(&ctx), request, peer).await)
             }
-        }));
-        let connection = builder(&ctx).serve_connection(io, service).into_owned();
+        });
+        let connection = builder(ctx).serve_connection(io, service).into_owned();
         let connection = graceful.watch(connection);
         running.spawn(async move {
             // How a connection ends is the client's business; what it used is settled elsewhere.
             connection.await.ok();
-            drop((permit, place));
+            drop((counted, load));
         });
     }
-    drop(listener);
     let mut ended = std::pin::pin!(graceful.shutdown());
     tokio::select! {
         () = &mut ended => {}
@@ -126,8 +140,8 @@ fn builder(ctx: &Context) -> auto::Builder<TokioExecutor> {
 #[derive(Default)]
 struct Addresses(Mutex<HashMap<IpAddr, u32>>);
 
-/// Counts a connection until it ends.
-struct Place {
+/// Counts a connection of an address until it ends.
+pub struct Place {
     addresses: Arc<Addresses>,
     ip: IpAddr,
 }

@@ -13,14 +13,14 @@ use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
+use http_body::Frame;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::Context;
 use super::body::Decoder;
 use super::error::Error;
+use super::forward::Incoming;
 use super::settle::{Bill, End, Ending, Settling};
 use crate::wire::Endpoint;
 use crate::wire::meter::Meter;
@@ -94,14 +94,10 @@ impl Upstream {
             return Poll::Ready(Ok(bytes));
         }
         loop {
-            let bytes = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            let bytes = match ready!(self.body.poll_data(cx)) {
                 None => return Poll::Ready(Err(Stop::End)),
                 Some(Err(_)) => return Poll::Ready(Err(Stop::Cut)),
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(bytes) => bytes,
-                    // Trailers: nothing in these APIs needs them.
-                    Err(_) => continue,
-                },
+                Some(Ok(bytes)) => bytes,
             };
             let bytes = match &mut self.decoder {
                 None => bytes,

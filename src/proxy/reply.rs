@@ -6,12 +6,11 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::body::{Body, Decoder};
 use super::error::Error;
-use super::forward::Upstream;
+use super::forward::{Incoming, Upstream};
 use super::meter::{self, Stop, Stream, Tap};
 use super::settle::{Bill, End, Ending};
 use super::{Call, Context, Reply, price, route};

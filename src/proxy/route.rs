@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Response, StatusCode};
-use hyper::body::Incoming;
 
 use super::error::Error;
-use super::forward::{Failure, Upstream};
+use super::forward::{Failure, Incoming, Upstream};
 use super::health::Trouble;
 use super::{Call, Context, authenticate};
 use crate::billing::price::{Model, Price};

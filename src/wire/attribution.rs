@@ -61,11 +61,15 @@ pub fn from_headers(headers: &HeaderMap) -> Attribution {
 pub fn from_body(endpoint: Endpoint, fields: &[Field<'_>], heartbeats: &[String]) -> Attribution {
     let talk = Talk::of(endpoint, fields);
     let live = talk.live_prompt();
-    let runtime =
-        [talk.system, talk.first_system(), talk.first_user(), live.map(|live| live.message)]
-            .into_iter()
-            .flatten()
-            .find_map(|value| runtime_line(value.raw()));
+    let first = talk.first_user();
+    // In a conversation of one message the live prompt is the first.
+    let last = live
+        .map(|live| live.message)
+        .filter(|live| !first.is_some_and(|first| std::ptr::eq(first.raw(), live.raw())));
+    let runtime = [talk.system, talk.first_system(), first, last]
+        .into_iter()
+        .flatten()
+        .find_map(|value| runtime_line(value.raw()));
     let (agent, session) = runtime.map_or((None, None), |line| {
         let session = part(line, "session=").or_else(|| part(line, "sessionId="));
         (part(line, "Runtime: agent=").and_then(tag), session.and_then(tag))
@@ -173,7 +177,8 @@ fn first_text(message: Value<'_>) -> Option<Value<'_>> {
 fn runtime_line(raw: &str) -> Option<&str> {
     // It is a line of its own: at the start of a text, or behind an escaped line end.
     let begins = |at: &usize| raw[..*at].ends_with('"') || raw[..*at].ends_with("\\n");
-    let start = memmem::rfind_iter(raw.as_bytes(), RUNTIME_LINE).find(begins)?;
+    // Searched forwards, which is many times as fast as backwards.
+    let start = memmem::find_iter(raw.as_bytes(), RUNTIME_LINE).filter(begins).last()?;
     let line = &raw[start..raw.floor_char_boundary(start + LOOK)];
     line.split(['\\', '"']).next()
 }

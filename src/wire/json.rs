@@ -8,8 +8,6 @@
 
 use std::borrow::Cow;
 
-use memchr::memchr2;
-
 use scanner::Scanner;
 
 mod scanner;
@@ -217,15 +215,48 @@ fn pass(bytes: &[u8], start: usize) -> usize {
 
 /// Where a string of a checked document ends, whose quote is at `start`.
 fn pass_string(bytes: &[u8], start: usize) -> usize {
-    let mut at = start + 1;
-    while let Some(found) = memchr2(b'"', b'\\', &bytes[at..]) {
-        at += found;
-        if bytes[at] == b'"' {
-            break;
-        }
-        at += 2;
+    let mut at = plain_end(bytes, start + 1);
+    while bytes[at] != b'"' {
+        at = plain_end(bytes, at + 2);
     }
     at + 1
+}
+
+/// The first byte from `at` on that is a quote, a backslash or a control character: where the
+/// plain text of a string ends. Prompts are mostly text with an escape in each line, so the
+/// first few bytes are looked at in words, and only what is longer in larger blocks.
+fn plain_end(bytes: &[u8], mut at: usize) -> usize {
+    const WORDS: usize = 4;
+    const BLOCK: usize = 64;
+    const ONES: u64 = u64::MAX / 255;
+    const HIGH: u64 = ONES << 7;
+    let ends = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
+    let mut words = 0;
+    while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+        let word = u64::from_le_bytes(*word);
+        // The high bit of each byte that is below `than` and below 0x80; above the first such
+        // byte it may be wrong (Mycroft's test).
+        let below = |word: u64, than: u64| word.wrapping_sub(ONES * than) & !word & HIGH;
+        let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+        let found = below(word, 0x20) | equal(b'"') | equal(b'\\');
+        if found != 0 {
+            return at + found.trailing_zeros() as usize / 8;
+        }
+        at += 8;
+        words += 1;
+        if words == WORDS {
+            words = 0;
+            while let Some(block) = bytes.get(at..).and_then(|rest| rest.first_chunk::<BLOCK>()) {
+                // Without an early end, so that the compiler makes vector code of it.
+                if block.iter().fold(false, |found, byte| found | ends(*byte)) {
+                    break;
+                }
+                at += BLOCK;
+            }
+        }
+    }
+    let rest = bytes.get(at..).unwrap_or_default();
+    at + rest.iter().position(|byte| ends(*byte)).unwrap_or(rest.len())
 }
 
 /// Where a number or a literal of a checked document ends.
@@ -353,6 +384,24 @@ mod tests {
         assert_eq!(items, [r#"{"c":[1 , -2.5e3,"]"]}"#, "null"]);
         assert_eq!(value.get("b").unwrap().members().map(Iterator::count), None);
         assert_eq!(value.get("absent"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn plain_text_ends_where_a_byte_by_byte_reader_sees_it_end(
+            mut bytes in prop::collection::vec(prop::sample::select(vec![b'a', b' ', 0x7f, 0x80, 0xc3, 0xff, b'!', b'#', b'[']), 0..300),
+            ends in prop::collection::vec((0_usize..300, prop::sample::select(vec![b'"', b'\\', 0, 0x1f, b'\n'])), 0..3),
+            from in 0_usize..300,
+        ) {
+            for (at, end) in ends {
+                if at < bytes.len() {
+                    bytes[at] = end;
+                }
+            }
+            let from = from.min(bytes.len());
+            let naive = bytes[from..].iter().position(|b| *b < 0x20 || matches!(b, b'"' | b'\\'));
+            prop_assert_eq!(plain_end(&bytes, from), naive.map_or(bytes.len(), |at| from + at));
+        }
     }
 
     /// Any JSON value, as a tree.

@@ -169,6 +169,9 @@ impl Meter {
             self.hold = Hold::Last;
             out.hold_from(at);
         }
+        if out.is_chunk() {
+            return chunk;
+        }
         let (now, held) = out.finish();
         let room = MAX_HELD_BYTES.saturating_sub(self.held.len());
         self.held.extend_from_slice(&held[..held.len().min(room)]);
@@ -442,6 +445,14 @@ impl<'a> Outgoing<'a> {
         held.append(&mut self.built);
         self.built = held;
         self.held_from = None;
+    }
+
+    /// What goes now is the chunk, and nothing is held back.
+    fn is_chunk(&self) -> bool {
+        self.at == 0
+            && self.until == self.chunk.len()
+            && self.built.is_empty()
+            && self.held_from.is_none()
     }
 
     /// What goes now, and what is held back.

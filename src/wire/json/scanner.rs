@@ -2,9 +2,7 @@
 
 use std::borrow::Cow;
 
-use memchr::memchr2;
-
-use super::{Error, Field, Value, escape, unescape};
+use super::{Error, Field, Value, escape, plain_end, unescape};
 
 /// Objects and arrays inside each other, the outermost one included.
 const MAX_DEPTH: usize = 64;
@@ -175,21 +173,18 @@ impl<'a> Scanner<'a> {
         let start = self.at + 1;
         let mut at = start;
         loop {
-            match memchr2(b'"', b'\\', &self.bytes[at..]) {
-                None => return Err(self.wrong("a string does not end")),
-                Some(found) if self.bytes[at + found] == b'"' => {
-                    at += found;
-                    break;
+            at = plain_end(self.bytes, at);
+            at = match (self.bytes.get(at), self.bytes.get(at + 1)) {
+                (None, _) => return Err(self.wrong("a string does not end")),
+                (Some(b'"'), _) => break,
+                // The common escapes need no decoding to be passed.
+                (Some(b'\\'), Some(b'n' | b't' | b'r' | b'"' | b'\\' | b'/')) => at + 2,
+                (Some(b'\\'), _) => escape(self.bytes, at)?.1,
+                (Some(_), _) => {
+                    let reason = "a control character in a string";
+                    return Err(Error::Syntax { reason, offset: at });
                 }
-                Some(found) => at = escape(self.bytes, at + found)?.1,
-            }
-        }
-        let quoted = &self.bytes[start..at];
-        // Without an early end, so that the compiler makes vector code of it.
-        if quoted.iter().fold(false, |found, byte| found | (*byte < 0x20)) {
-            let found = quoted.iter().position(|byte| *byte < 0x20).unwrap_or_default();
-            let reason = "a control character in a string";
-            return Err(Error::Syntax { reason, offset: start + found });
+            };
         }
         self.at = at + 1;
         Ok(&self.text[start..at])

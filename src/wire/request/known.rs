@@ -122,9 +122,10 @@ fn folded(key: &str) -> String {
     key.chars().filter(|c| !c.is_whitespace() && !c.is_control()).map(fold).collect()
 }
 
-/// Whether some reader may take a name that is `folded` for `name`.
+/// Whether some reader may take a name that is `folded` for `name`, which is ASCII.
 fn resembles(folded: &str, name: &str) -> bool {
-    folded.chars().eq(name.chars().map(fold)) || folded.chars().eq(snake(name))
+    folded.eq_ignore_ascii_case(name)
+        || (folded.len() > name.len() && folded.chars().eq(snake(name)))
 }
 
 /// A letter without its case, as Go's `encoding/json` folds names.
