@@ -172,6 +172,9 @@ fn is_plain_json(head: &Parts) -> bool {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -3,12 +3,16 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{HeaderMap, header};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName};
 
 use super::Context;
 use super::error::Error;
 use crate::key::{KeyHash, last4, looks_mistyped};
 use crate::store::Key;
+
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const X_GOOG_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 
 /// The key that signed a request.
 ///
@@ -44,14 +48,14 @@ fn presented(headers: &HeaderMap) -> Result<&str, Error> {
             "There is no API key. Send one as \"Authorization: Bearer …\" or \"x-api-key\".".into(),
         )
     };
-    let texts = |name: &str| {
+    let texts = |name: HeaderName| {
         headers.get_all(name).into_iter().map(|value| value.to_str().unwrap_or_default())
     };
-    let bearers = texts(header::AUTHORIZATION.as_str()).map(|value| match value.split_once(' ') {
+    let bearers = texts(AUTHORIZATION).map(|value| match value.split_once(' ') {
         Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
         _ => "",
     });
-    let given = bearers.chain(texts("x-api-key")).chain(texts("x-goog-api-key"));
+    let given = bearers.chain(texts(X_API_KEY)).chain(texts(X_GOOG_API_KEY));
     let mut keys = given.filter(|key| !key.is_empty());
     let key = keys.next().ok_or_else(missing)?;
     if keys.any(|other| other != key) {

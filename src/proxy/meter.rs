@@ -177,6 +177,11 @@ impl Tap {
                 State::Streaming(stream) => match stream.body.poll(cx) {
                     Poll::Ready(Ok(bytes)) => {
                         self.heard = Instant::now();
+                        // An upstream that is never silent is stopped here.
+                        if self.heard >= stream.deadline {
+                            self.settle(Ending::Upstream, Some(Error::UpstreamTimeout));
+                            continue;
+                        }
                         stream.bill.first_byte();
                         let bytes = stream.meter.push(bytes);
                         if !bytes.is_empty() {

@@ -5,6 +5,8 @@
 //! the live prompt begins. All of it is the client's word: it sorts costs, it never
 //! authorises. Of the prompt nothing is kept but these tags.
 
+use std::ops::Range;
+
 use http::HeaderMap;
 use memchr::memmem;
 
@@ -18,15 +20,25 @@ pub const HEARTBEAT_PROMPTS: [&str; 2] = [
     "Read HEARTBEAT.md if it exists",
 ];
 
-/// Headers with a session's id followed by `:` and a number.
-const NUMBERED_SESSION_HEADERS: [&str; 2] = ["session_id", "x-session-affinity"];
-
-/// Headers with a session's id: Codex, ClawRouter, Claude Code.
-const SESSION_HEADERS: [&str; 3] =
-    ["session-id", "x-clawrouter-session-id", "x-claude-code-session-id"];
-
-/// Headers with an agent's name: OpenClaw and n8n by configuration, ClawRouter, Claude Code.
-const AGENT_HEADERS: [&str; 3] = ["x-agent", "x-clawrouter-agent-id", "x-claude-code-agent-id"];
+/// The headers that say something; where several say the same, the first of them counts.
+/// Of `NUMBERED` the value is followed by `:` and a number.
+const HEADERS: [&str; 10] = [
+    "traceparent",
+    "x-farebox-tag",
+    // Agents: OpenClaw and n8n by configuration, ClawRouter, Claude Code.
+    "x-agent",
+    "x-clawrouter-agent-id",
+    "x-claude-code-agent-id",
+    // Sessions: OpenAI's SDKs, Codex, ClawRouter, Claude Code.
+    "session_id",
+    "x-session-affinity",
+    "session-id",
+    "x-clawrouter-session-id",
+    "x-claude-code-session-id",
+];
+const AGENT: Range<usize> = 2..5;
+const SESSION: Range<usize> = 5..10;
+const NUMBERED: Range<usize> = 5..7;
 
 /// The line of an OpenClaw prompt that names agent and session.
 const RUNTIME_LINE: &str = "Runtime: agent=";
@@ -42,15 +54,22 @@ const LOOK: usize = 1024;
 
 /// What the headers say.
 pub fn from_headers(headers: &HeaderMap) -> Attribution {
-    let text = |name: &&str| std::str::from_utf8(headers.get(*name)?.as_bytes()).ok();
-    let numbered = NUMBERED_SESSION_HEADERS.iter().find_map(text);
-    let numbered = numbered.and_then(|value| value.split(':').next());
+    // One look at each header, of which there are fewer than names.
+    let mut found = [None; HEADERS.len()];
+    for (name, value) in headers {
+        let known = HEADERS.iter().position(|known| *known == name.as_str());
+        if let Some(known) = known.filter(|known| found[*known].is_none()) {
+            found[known] = std::str::from_utf8(value.as_bytes()).ok();
+        }
+    }
+    let first = |places: Range<usize>| found[places].iter().copied().flatten().next();
+    let numbered = first(NUMBERED).and_then(|value| value.split(':').next());
     Attribution {
-        run: text(&"traceparent").and_then(trace_id),
-        agent: AGENT_HEADERS.iter().find_map(text).and_then(tag),
-        session: numbered.or_else(|| SESSION_HEADERS.iter().find_map(text)).and_then(tag),
+        run: found[0].and_then(trace_id),
+        agent: first(AGENT).and_then(tag),
+        session: numbered.or_else(|| first(SESSION)).and_then(tag),
         origin: None,
-        tag: text(&"x-farebox-tag").and_then(tag),
+        tag: found[1].and_then(tag),
     }
 }
 
@@ -313,13 +332,13 @@ mod tests {
 
     #[test]
     fn every_known_header_counts() {
-        for name in AGENT_HEADERS {
+        for name in &HEADERS[AGENT] {
             assert_eq!(header(name, "ops").agent.as_deref(), Some("ops"), "{name}");
         }
-        for name in NUMBERED_SESSION_HEADERS {
+        for name in &HEADERS[NUMBERED] {
             assert_eq!(header(name, "s-1:7").session.as_deref(), Some("s-1"), "{name}");
         }
-        for name in SESSION_HEADERS {
+        for name in &HEADERS[NUMBERED.end..SESSION.end] {
             assert_eq!(header(name, "agent:a").session.as_deref(), Some("agent:a"), "{name}");
         }
         assert_eq!(header("x-farebox-tag", "heartbeat").tag.as_deref(), Some("heartbeat"));

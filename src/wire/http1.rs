@@ -147,7 +147,8 @@ fn final_head(reply: &httparse::Response<'_, '_>) -> Result<Head, Invalid> {
             && options.any(|option| option.eq_ignore_ascii_case(b"close"))
     };
     // With both a length and chunks, the chunks count, and nothing after them is believed.
-    keeps_alive &= !(chunked && length.is_some()) && !reply.headers.iter().any(|h| closes(&h));
+    let is_ambiguous = chunked && length.is_some();
+    keeps_alive &= !is_ambiguous && !reply.headers.iter().any(|header| closes(&header));
     let body = match (code, chunked, length) {
         (204 | 304, ..) => Body::Length(0),
         (_, true, _) => Body::Chunked(Chunks::default()),

@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -88,8 +89,8 @@ pub struct Request {
     /// Run, agent, session and origin, as far as the body says (client-controlled).
     pub attribution: Attribution,
     kind: Kind,
-    /// The fields that go upstream, each value as it came.
-    fields: Vec<(Box<str>, Bytes)>,
+    /// The fields that go upstream: the name, and where its value stands in the body.
+    fields: Vec<(Name, Range<usize>)>,
     /// The body has those fields and no other, and their names have no escapes.
     verbatim: bool,
     /// The client sent `stream_options`.
@@ -97,6 +98,13 @@ pub struct Request {
     /// `stream_options` with usage asked for, if that is not what the client sent.
     usage_options: Option<String>,
     body: Bytes,
+}
+
+/// The name of a field: where it stands in the body, or what it says if it has escapes.
+#[derive(Clone)]
+enum Name {
+    Plain(Range<usize>),
+    Escaped(Box<str>),
 }
 
 /// Why a body was not understood. What the client reads; never any of its text but key names.
@@ -207,7 +215,13 @@ pub fn read(
             && kept.iter().all(|field| matches!(field.key, Cow::Borrowed(_))),
         fields: kept
             .iter()
-            .map(|field| ((&*field.key).into(), body.slice_ref(field.value.raw().as_bytes())))
+            .map(|field| {
+                let name = match &field.key {
+                    Cow::Borrowed(key) => Name::Plain(place(&body, key)),
+                    Cow::Owned(key) => Name::Escaped(key.as_str().into()),
+                };
+                (name, place(&body, field.value.raw()))
+            })
             .collect(),
         has_options: given.iter().any(|field| field.key == "stream_options"),
         usage_options: match endpoint {
@@ -245,17 +259,22 @@ impl Request {
         }
         let mut out = Vec::with_capacity(self.body.len() + 128);
         out.push(b'{');
-        for (key, value) in &self.fields {
-            if omits && &**key == "stream_options" {
+        for (name, value) in &self.fields {
+            let key = match name {
+                Name::Plain(place) => std::str::from_utf8(&self.body[place.clone()]),
+                Name::Escaped(key) => Ok(&**key),
+            };
+            let key = key.expect("the whole body was checked to be UTF-8");
+            if omits && key == "stream_options" {
                 continue;
             }
             write_key(&mut out, key);
-            match (&**key, model) {
+            match (key, model) {
                 ("model", Some(model)) => write_string(&mut out, model),
                 ("stream_options", _) if options.is_some() => {
                     out.extend(options.take().unwrap_or_default().bytes());
                 }
-                _ => out.extend_from_slice(value),
+                _ => out.extend_from_slice(&self.body[value.clone()]),
             }
         }
         if let Some(options) = options {
@@ -270,6 +289,12 @@ impl Request {
     pub fn body(&self) -> &Bytes {
         &self.body
     }
+}
+
+/// Where a part of a body stands in it.
+fn place(body: &Bytes, part: &str) -> Range<usize> {
+    let start = part.as_ptr() as usize - body.as_ptr() as usize;
+    start..start + part.len()
 }
 
 /// `stream_options` with usage asked for, and everything else in it as it came.

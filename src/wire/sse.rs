@@ -175,10 +175,13 @@ pub fn parse(raw: &[u8]) -> Event<'_> {
     event
 }
 
-/// The value of a line `name:value` or `name: value`.
+/// The value of a line `name:value` or `name: value`; a name alone has an empty one.
 fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    let value = line.strip_prefix(name)?.strip_prefix(b":")?;
-    Some(value.strip_prefix(b" ").unwrap_or(value))
+    match line.strip_prefix(name)? {
+        [] => Some(&[]),
+        [b':', b' ', value @ ..] | [b':', value @ ..] => Some(value),
+        _ => None,
+    }
 }
 
 /// Whether a reply is an event stream, by its `content-type` and how its body begins.

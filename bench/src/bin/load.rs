@@ -22,6 +22,8 @@ struct Stats {
     ttft: Histogram<u64>,
     gap: Histogram<u64>,
     transit: Histogram<u64>,
+    /// How long refusals took: they come in time, or they are no help to a client.
+    refused: Histogram<u64>,
     ok: u64,
     errors: u64,
     bytes: u64,
@@ -40,6 +42,7 @@ impl Stats {
             ttft: h(),
             gap: h(),
             transit: h(),
+            refused: h(),
             ok: 0,
             errors: 0,
             bytes: 0,
@@ -57,6 +60,7 @@ impl Stats {
             (&mut self.ttft, &o.ttft),
             (&mut self.gap, &o.gap),
             (&mut self.transit, &o.transit),
+            (&mut self.refused, &o.refused),
         ] {
             a.add(b).expect("same bounds");
         }
@@ -152,6 +156,7 @@ async fn once(
         _ => connect(&job.host).await?,
     };
     send.ready().await.map_err(|e| format!("ready: {e}"))?;
+    let sent = Instant::now();
     let resp = send.send_request((job.request)()).await.map_err(|e| format!("send: {e}"))?;
     let status = resp.status();
     let mut body = resp.into_body();
@@ -188,6 +193,13 @@ async fn once(
         tail.extend_from_slice(data);
     }
     let took = t0.elapsed();
+    if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+        st.lock().expect("lock").refused.record(sent.elapsed().as_nanos() as u64).ok();
+        if !send.is_closed() {
+            *conn = Some(send);
+        }
+        return Ok(());
+    }
     if !status.is_success() {
         let text: String = String::from_utf8_lossy(&tail).chars().take(300).collect();
         return Err(format!("status {}: {text}", status.as_u16()));
@@ -365,6 +377,8 @@ fn main() {
         "seconds": took,
         "ok": s.ok,
         "errors": s.errors,
+        "refused": s.refused.len(),
+        "refused_us": quantiles(&s.refused),
         "first_error": s.first_error,
         "rps": s.ok as f64 / took,
         "bytes": s.bytes,

@@ -27,7 +27,8 @@ thread_local! {
 
 /// A connection, with the rest of a request that is not written yet.
 pub struct Connection {
-    io: Io,
+    /// Large where it is TLS, and a connection is handed around.
+    io: Box<Io>,
     head: Bytes,
     body: Bytes,
     /// Something of the request was written, so the upstream may act on it.
@@ -59,7 +60,13 @@ pub struct Incoming {
 impl Connection {
     /// A connection that has served nothing yet.
     pub fn new(io: Io) -> Self {
-        Self { io, head: Bytes::new(), body: Bytes::new(), began: false, unflushed: false }
+        Self {
+            io: Box::new(io),
+            head: Bytes::new(),
+            body: Bytes::new(),
+            began: false,
+            unflushed: false,
+        }
     }
 
     /// Whether an idle connection is still open. What an upstream sends unasked is no reply to
@@ -68,7 +75,7 @@ impl Connection {
         let mut byte = [0];
         let mut buffer = ReadBuf::new(&mut byte);
         let mut cx = Context::from_waker(Waker::noop());
-        Pin::new(&mut self.io).poll_read(&mut cx, buffer.unfilled()).is_pending()
+        Pin::new(&mut *self.io).poll_read(&mut cx, buffer.unfilled()).is_pending()
     }
 
     /// Sends a request and waits for the head of its reply, which may come before all of the
@@ -136,7 +143,7 @@ impl Connection {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.head.has_remaining() || self.body.has_remaining() {
             let parts = [IoSlice::new(&self.head), IoSlice::new(&self.body)];
-            let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &parts))?;
+            let written = ready!(Pin::new(&mut *self.io).poll_write_vectored(cx, &parts))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -146,7 +153,7 @@ impl Connection {
             self.body.advance(written - of_head);
         }
         if self.unflushed {
-            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            ready!(Pin::new(&mut *self.io).poll_flush(cx))?;
             self.unflushed = false;
         }
         // The memory of what is gone is given back.
@@ -161,7 +168,7 @@ impl Connection {
     ) -> Poll<io::Result<T>> {
         ARRIVALS.with_borrow_mut(|space| {
             let mut buffer = ReadBuf::new(space);
-            ready!(Pin::new(&mut self.io).poll_read(cx, buffer.unfilled()))?;
+            ready!(Pin::new(&mut *self.io).poll_read(cx, buffer.unfilled()))?;
             Poll::Ready(Ok(take(buffer.filled())))
         })
     }

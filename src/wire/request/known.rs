@@ -116,8 +116,11 @@ pub fn bounded(key: &str) -> String {
     key.chars().filter(|letter| !letter.is_control()).take(64).collect()
 }
 
-/// What is left of a name for the least careful reader.
-fn folded(key: &str) -> String {
+/// What is left of a name for the least careful reader: of a plain one, all.
+fn folded(key: &str) -> Cow<'_, str> {
+    if key.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_')) {
+        return Cow::Borrowed(key);
+    }
     let key = key.split('\0').next().unwrap_or_default();
     key.chars().filter(|c| !c.is_whitespace() && !c.is_control()).map(fold).collect()
 }
