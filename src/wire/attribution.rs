@@ -6,6 +6,7 @@
 //! authorises. Of the prompt nothing is kept but these tags.
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use http::HeaderMap;
 use memchr::memmem;
@@ -42,6 +43,9 @@ const NUMBERED: Range<usize> = 5..7;
 
 /// The line of an OpenClaw prompt that names agent and session.
 const RUNTIME_LINE: &str = "Runtime: agent=";
+
+static RUNTIME: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new(RUNTIME_LINE));
 
 /// How the message begins that OpenClaw sends behind the live prompt.
 const INTERNAL_CONTEXT: &str = "<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>";
@@ -197,7 +201,7 @@ fn runtime_line(raw: &str) -> Option<&str> {
     // It is a line of its own: at the start of a text, or behind an escaped line end.
     let begins = |at: &usize| raw[..*at].ends_with('"') || raw[..*at].ends_with("\\n");
     // Searched forwards, which is many times as fast as backwards.
-    let start = memmem::find_iter(raw.as_bytes(), RUNTIME_LINE).filter(begins).last()?;
+    let start = RUNTIME.find_iter(raw.as_bytes()).filter(begins).last()?;
     let line = &raw[start..raw.floor_char_boundary(start + LOOK)];
     line.split(['\\', '"']).next()
 }

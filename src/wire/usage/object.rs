@@ -4,11 +4,11 @@
 //! a count. Where a name stands twice the last one holds, as for every `JSON.parse`.
 
 use std::borrow::Cow;
-use std::fmt;
 
 use rust_decimal::Decimal;
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
+
+use crate::wire::json::Value;
 
 /// More members than any object that is read here has.
 const MAX_MEMBERS: usize = 4096;
@@ -20,29 +20,34 @@ const MAX_COUNT: u64 = 1 << 53;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalid;
 
-/// A JSON object: its names, and the text of their values.
+/// A JSON object: its names, and the texts of their values, which were checked with it.
 #[derive(Debug, Default)]
-pub struct Object<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+pub struct Object<'a>(Vec<(Cow<'a, str>, &'a str)>);
 
 impl<'a> Object<'a> {
     /// Reads one object. `None`: the text is something else.
     pub fn parse(text: &'a str) -> Option<Self> {
-        let mut json = serde_json::Deserializer::from_str(text);
-        let object = json.deserialize_map(Members).ok()?;
-        json.end().ok()?;
-        Some(object)
+        // The whole text is checked here, once; what is inside is only looked up after that.
+        let checked: &RawValue = serde_json::from_str(text).ok()?;
+        Self::within(checked.get())
+    }
+
+    /// Reads an object that is part of a checked text.
+    fn within(checked: &'a str) -> Option<Self> {
+        let members = Value::checked(checked).members()?.take(MAX_MEMBERS + 1);
+        let members: Vec<_> = members.map(|member| (member.key, member.value.raw())).collect();
+        (members.len() <= MAX_MEMBERS).then_some(Self(members))
     }
 
     /// Names and the texts of their values, as they come.
     pub fn members(&self) -> impl Iterator<Item = (&str, &'a str)> {
-        self.0.iter().map(|(name, value)| (name.as_ref(), value.get()))
+        self.0.iter().map(|(name, value)| (name.as_ref(), *value))
     }
 
     /// The text of a value that is neither missing nor `null`.
     pub fn get(&self, name: &str) -> Option<&'a str> {
-        let (_, value) = self.0.iter().rev().find(|(key, _)| key == name)?;
-        let text = value.get();
-        (text != "null").then_some(text)
+        let (_, text) = self.0.iter().rev().find(|(key, _)| key == name)?;
+        (*text != "null").then_some(text)
     }
 
     /// Whether there is such a value, and it is not `null`.
@@ -52,7 +57,7 @@ impl<'a> Object<'a> {
 
     /// A value that is an object.
     pub fn object(&self, name: &str) -> Option<Object<'a>> {
-        Object::parse(self.get(name)?)
+        Object::within(self.get(name)?)
     }
 
     /// The first of these values that is an object; an empty one if none is.
@@ -62,8 +67,8 @@ impl<'a> Object<'a> {
 
     /// The objects of a value that is an array.
     pub fn objects(&self, name: &str) -> Vec<Object<'a>> {
-        let elements = self.get(name).and_then(elements).unwrap_or_default();
-        elements.into_iter().filter_map(Object::parse).collect()
+        let items = self.get(name).and_then(|text| Value::checked(text).items());
+        items.into_iter().flatten().filter_map(|item| Object::within(item.raw())).collect()
     }
 
     /// A value that is a string.
@@ -122,31 +127,6 @@ fn decimal(text: &str) -> Option<Decimal> {
     }
 }
 
-struct Members;
-
-impl<'de> Visitor<'de> for Members {
-    type Value = Object<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = Vec::new();
-        while let Some(Name(name)) = map.next_key()? {
-            if members.len() == MAX_MEMBERS {
-                return Err(serde::de::Error::custom("too many members"));
-            }
-            members.push((name, map.next_value()?));
-        }
-        Ok(Object(members))
-    }
-}
-
-/// A name, borrowed from the text unless it is escaped.
-#[derive(serde::Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,6 +159,38 @@ mod tests {
         ] {
             assert_eq!(count(text), Err(Invalid), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_no_json_is_no_object_however_deep_the_mistake() {
+        for text in [
+            "",
+            "[]",
+            "{}x",
+            "{\"a\":}",
+            "{\"a\":[1,]}",
+            "{\"a\":{\"b\":\"\\x\"}}",
+            "{\"a\":\"\n\"}",
+            "{a:1}",
+            "{\"a\":1,}",
+            "{\"a\":tru}",
+            "{\"a\":[}]}",
+            "{\"a\":1",
+        ] {
+            assert!(Object::parse(text).is_none(), "{text}");
+        }
+        assert!(Object::parse(" {\"a\":[{}, 1 ,{\"b\":2}]} ").unwrap().objects("a").len() == 2);
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_in_a_name_makes_it_another_name() {
+        let object =
+            Object::parse(r#"{"usage\ud800":1,"\udc00usage":2,"a\ud800\u0041":3}"#).unwrap();
+        assert_eq!(
+            object.members().map(|(name, _)| name).collect::<Vec<_>>(),
+            ["usage\u{fffd}", "\u{fffd}usage", "a\u{fffd}A"]
+        );
+        assert!(!object.has("usage"));
     }
 
     #[test]
