@@ -95,7 +95,9 @@ pub async fn serve_all(
             async move {
                 // So many wait for their reply to begin, and more are refused at once.
                 let Ok(_waiting) = ctx.pending.try_acquire() else { return Ok(shed(&ctx)) };
-                Ok::<_, Infallible>(serve(Arc::clone(&ctx), request, peer).await)
+                // A box that goes with the request: hyper keeps the room of this future for as
+                // long as the connection lasts, and thousands of streams are just waiting.
+                Ok::<_, Infallible>(Box::pin(serve(Arc::clone(&ctx), request, peer)).await)
             }
         });
         let connection = builder(ctx).serve_connection(io, service).into_owned();

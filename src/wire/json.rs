@@ -229,9 +229,10 @@ fn pass_string(bytes: &[u8], start: usize) -> usize {
 
 /// The first byte from `at` on that is a quote, a backslash or a control character: where the
 /// plain text of a string ends. Prompts are mostly text with an escape in each line, so the
-/// first few bytes are looked at in words, and only what is longer in larger blocks.
+/// first hundred bytes are looked at in words, and only what is longer in larger blocks.
+#[inline]
 fn plain_end(bytes: &[u8], mut at: usize) -> usize {
-    const WORDS: usize = 4;
+    const WORDS: usize = 16;
     const BLOCK: usize = 64;
     const ONES: u64 = u64::MAX / 255;
     const HIGH: u64 = ONES << 7;
