@@ -23,6 +23,7 @@ mod health;
 mod heartbeats;
 mod hostile;
 mod http;
+mod io;
 mod limits;
 mod pricing;
 mod reload;

@@ -1,9 +1,14 @@
 #!/bin/sh
-# Installs the servers that the tests drive, on Debian: Redis, unless REDIS_SERVER names one.
+# Installs what the tests drive beside Farebox, on Debian: Redis, unless REDIS_SERVER names one,
+# and strace, which makes calls to the disk fail.
 # The service that the package brings is left as it is; tests start servers of their own.
 set -eu
 
-command -v "${REDIS_SERVER:-redis-server}" >/dev/null && exit
-echo "Installing Debian packages: redis-server"
+missing=""
+command -v "${REDIS_SERVER:-redis-server}" >/dev/null || missing="redis-server"
+command -v strace >/dev/null || missing="$missing strace"
+[ -n "$missing" ] || exit 0
+echo "Installing Debian packages: $missing"
 apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends redis-server >/dev/null
+# Unquoted: the words are packages of their own.
+DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
