@@ -11,7 +11,7 @@ use crate::support::proxy::{Proxy, Setup};
 use crate::support::raw::Raw;
 use crate::support::script::{Gate, Script};
 use crate::support::upstream::Upstream;
-use crate::support::{credits, until, within};
+use crate::support::{credits, figure, until, within};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -289,9 +289,10 @@ async fn an_address_that_tries_many_keys_has_to_wait() {
 /// What is refused holds no connection open and leaves nothing running.
 #[tokio::test]
 async fn many_that_are_slow_do_not_stop_one_that_is_not() {
-    let (upstream, proxy, account) = start(&[]).await;
+    let settings = [("max_connections_per_address", "20000")];
+    let (upstream, proxy, account) = start(&settings).await;
     let mut slow = Vec::new();
-    for i in 0..300 {
+    for i in 0..figure(300, 10_000) {
         let mut raw = Raw::connect(&proxy.url()).await;
         let head = head(&account.key, "content-length: 1000");
         raw.write(&head[..head.len() - 1 - i % 40]).await;
