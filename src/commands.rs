@@ -38,6 +38,15 @@ fn pricing(config: Option<&Path>) -> Option<PathBuf> {
     load(config).ok().map(|config| config.pricing).filter(|path| !path.as_os_str().is_empty())
 }
 
+/// A core dump would hold provider keys and prompts, so none is written, whatever ends us.
+fn leave_no_core() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        eprintln!("Core dumps cannot be turned off: {error}. Forbid them outside (ulimit -c 0).");
+    }
+}
+
 fn load(path: Option<&Path>) -> Result<Config, Failure> {
     let env = |name: &str| match (name, path) {
         ("FAREBOX_CONFIG", Some(path)) => Some(path.display().to_string()),
@@ -51,6 +60,7 @@ fn presets() -> Result<Presets, Failure> {
 }
 
 fn serve(config: Option<&Path>) -> Result<(), Failure> {
+    leave_no_core();
     let started = load(config)
         .and_then(|config| Ok((config, presets()?)))
         .and_then(|(config, presets)| block_on(server::run(config, presets)));

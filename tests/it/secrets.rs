@@ -406,3 +406,21 @@ async fn no_secret_prompt_or_reply_is_kept_or_shown_at_any_log_level() {
     assert_clean("what it printed", proxy.output().as_bytes());
     assert!(!proxy.output().contains("panicked"));
 }
+
+/// What is in memory, keys and prompts among it, does not come to lie on a disk.
+#[tokio::test]
+async fn a_crash_leaves_no_core_behind() {
+    let upstream = Upstream::start().await;
+    let may_dump = r#"ulimit -c unlimited; exec "$0" "$@""#;
+    let mut proxy = Setup::before(&upstream).by_shell(&[], may_dump).start().await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", proxy.pid())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    proxy.default_account().chat("a prompt").await;
+    proxy.signal("ABRT");
+    assert!(!proxy.exit().await.success());
+    for file in files(proxy.dir()) {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        assert!(!name.starts_with("core"), "{file:?}");
+    }
+}
