@@ -17,6 +17,7 @@ use utoipa::OpenApi;
 
 use crate::alerts::Alerts;
 use crate::billing::price::PriceTable;
+use crate::dashboard::Site;
 use crate::key::{Class, KeyHash};
 use crate::store::Store;
 
@@ -31,6 +32,7 @@ pub mod health;
 pub mod heartbeats;
 pub mod keys;
 pub mod ledger;
+pub mod links;
 pub mod lots;
 pub mod openapi;
 pub mod prices;
@@ -51,6 +53,8 @@ pub struct State {
     pub upstreams: Arc<dyn Fn() -> upstreams::Upstreams + Send + Sync>,
     /// Who is told when something has crossed its limit.
     pub alerts: Arc<Alerts>,
+    /// Where people reach the billing pages.
+    pub site: Arc<Site>,
     /// The hash of the one admin key.
     pub admin_key: KeyHash,
     /// All metrics in the text format of OpenMetrics.
@@ -102,6 +106,7 @@ routes! {
     POST "/admin/v1/accounts/{account}/credits" => credits::grant,
     POST "/admin/v1/accounts/{account}/refunds" => credits::refund,
     POST "/admin/v1/accounts/{account}/reversals" => credits::reverse,
+    POST "/admin/v1/accounts/{account}/sign-in-links" => links::create,
     GET "/admin/v1/accounts/{account}/lots" => lots::list,
     GET "/admin/v1/accounts/{account}/ledger" => ledger::list,
     GET "/admin/v1/accounts/{account}/ledger/export" => export::ledger,
@@ -171,7 +176,7 @@ fn may_enter(state: &State, request: &Request) -> Result<(), Error> {
 }
 
 /// Whether the request names a loopback host or one of the operator's, whatever the port.
-fn host_is_ours(hosts: &[String], request: &Request) -> bool {
+pub(crate) fn host_is_ours(hosts: &[String], request: &Request) -> bool {
     let mut named = request.headers().get_all(header::HOST).iter();
     let host = match (request.uri().authority(), named.next(), named.next()) {
         (Some(authority), None, None) => authority.as_str(),

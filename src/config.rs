@@ -35,6 +35,9 @@ pub struct Config {
     pub admin_public: bool,
     /// Host names besides loopback ones that the control plane answers to.
     pub admin_hosts: Vec<String>,
+    /// How browsers reach the control plane, such as `https://bill.example.com/farebox`: its path
+    /// is where the billing pages are. Empty: the address it listens on.
+    pub admin_url: String,
     /// Where balances live: the path of a database file.
     pub store: String,
     /// When a debit is on disk: `full` survives power loss, `normal` the end of the process.
@@ -168,6 +171,7 @@ impl Default for Config {
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
             admin_public: false,
             admin_hosts: Vec::new(),
+            admin_url: String::new(),
             store: "farebox-data/farebox.db".into(),
             synchronous: Synchronous::Full,
             journal: String::new(),
@@ -330,6 +334,13 @@ impl Config {
                 "admin_listen is {}, which other machines may reach: keep it on 127.0.0.1, or \
                  set admin_public = true (FAREBOX_ADMIN_PUBLIC) behind something that encrypts",
                 self.admin_listen
+            ));
+        }
+        if !self.admin_url.is_empty() && !is_site(&self.admin_url) {
+            problems.push(format!(
+                "admin_url \"{}\" is not the address of a site: give one such as \
+                 https://bill.example.com/farebox",
+                self.admin_url
             ));
         }
         if self.log_level.parse::<tracing::Level>().is_err() {
@@ -496,6 +507,15 @@ fn hint(message: &str) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Whether a text is `http(s)://host`, with a plain path or none.
+fn is_site(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    rest.is_some_and(|rest| {
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~:/[]".contains(&b);
+        !rest.is_empty() && !rest.starts_with('/') && rest.bytes().all(is_plain)
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Keys: what a client or an operator signs requests with.
 //!
-//! `fbx_live_` (client) or `fbx_admin_` (operator), 43 characters of base62 from 32 random
+//! `fbx_live_` (client), `fbx_admin_` (operator) or `fbx_link_` (sign-in), 43 characters of base62 from 32 random
 //! bytes, `_`, and a checksum of six characters: secret scanners find it, and a typo is
 //! told apart from an unknown key. Only the SHA-256 of the whole key is ever kept.
 
@@ -60,6 +60,8 @@ pub enum Class {
     Client,
     /// The control plane.
     Admin,
+    /// The billing pages of one account, by a link that the operator hands out.
+    Link,
 }
 
 impl Class {
@@ -68,6 +70,7 @@ impl Class {
         match self {
             Self::Client => "fbx_live_",
             Self::Admin => "fbx_admin_",
+            Self::Link => "fbx_link_",
         }
     }
 }
@@ -120,7 +123,8 @@ fn checksum(head: &str) -> String {
 
 /// Whether a text has our shape but a wrong checksum: a typo or a cut, not another key.
 pub fn looks_mistyped(key: &str) -> bool {
-    let ours = [Class::Client, Class::Admin].iter().any(|c| key.starts_with(c.prefix()));
+    let ours =
+        [Class::Client, Class::Admin, Class::Link].iter().any(|c| key.starts_with(c.prefix()));
     ours && match key.len().checked_sub(CHECKSUM_CHARS) {
         Some(at) if key.is_char_boundary(at) => checksum(&key[..at]) != key[at..],
         _ => true,
@@ -139,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_new_key_has_its_prefix_its_length_and_a_true_checksum() {
-        for class in [Class::Client, Class::Admin] {
+        for class in [Class::Client, Class::Admin, Class::Link] {
             let key = generate(class).unwrap();
             let text = key.expose();
             assert!(text.starts_with(class.prefix()));

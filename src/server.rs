@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use axum::ServiceExt as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::upstreams::Upstreams;
 use crate::billing::ledger::Kind;
 use crate::config::{Config, Presets};
+use crate::dashboard::{self, Site};
 use crate::key::{self, Class, KeyHash, Secret};
 use crate::prices::Prices;
 use crate::proxy::{self, Context};
@@ -52,6 +54,8 @@ pub struct Running {
     /// The client key, if it was made now.
     pub client_key: Option<Secret>,
     closing: CancellationToken,
+    /// Where people reach the billing pages.
+    pub site: Arc<Site>,
     listeners: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -160,7 +164,13 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
     let admin_key = admin_key(&config, &presets)?;
     let client_key = first_account(store.as_ref(), &presets).await?;
 
-    let hosts = config.admin_hosts.clone();
+    let site = Site::new(
+        if config.admin_url.is_empty() { &admin_url } else { &config.admin_url },
+        &format!("{}/v1", reach(&url)),
+    );
+    let mut hosts = config.admin_hosts.clone();
+    hosts.push(site.host().to_owned());
+    let site = Arc::new(site);
     let ctx = Arc::new(Context::new(config, Arc::clone(&store), Arc::clone(&prices)));
     let closing = CancellationToken::new();
     let is_closing = Arc::new(AtomicBool::new(false));
@@ -168,6 +178,7 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
         let (ctx, prices) = (Arc::clone(&ctx), Arc::clone(&prices));
         admin::State {
             store,
+            site: Arc::clone(&site),
             prices: Arc::new(move || prices.table()),
             alerts: Arc::clone(&ctx.alerts),
             upstreams: {
@@ -183,13 +194,15 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
     let admin = tokio::spawn({
         let stop = ctx.stop.clone();
         async move {
-            let served = axum::serve(admin_listener, admin::router(admin_state))
-                .with_graceful_shutdown(stop.cancelled_owned());
+            let service = dashboard::service(admin_state).into_make_service();
+            let served =
+                axum::serve(admin_listener, service).with_graceful_shutdown(stop.cancelled_owned());
             if let Err(error) = served.await {
                 tracing::error!("the control plane ended: {error}");
             }
         }
     });
+    tokio::spawn(keep_prices(Arc::clone(&ctx.store), Arc::clone(&prices), closing.clone()));
     let inference = tokio::spawn({
         let listening = proxy::listen(Arc::clone(&ctx), listener, closing.clone());
         async move {
@@ -215,7 +228,32 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
         }
     });
     tokio::spawn(Arc::clone(&ctx.alerts).run(closing.clone()));
-    Ok(Running { ctx, url, admin_url, client_key, closing, listeners: vec![inference, admin] })
+    Ok(Running {
+        ctx,
+        url,
+        admin_url,
+        client_key,
+        closing,
+        site,
+        listeners: vec![inference, admin],
+    })
+}
+
+/// Keeps every version of the price table that was ever in force, so that each charge can be
+/// explained by the prices of its time.
+async fn keep_prices(store: Arc<dyn Store>, prices: Arc<Prices>, closing: CancellationToken) {
+    const LOOK: Duration = Duration::from_secs(2);
+    let mut kept = String::new();
+    loop {
+        let table = prices.table();
+        if table.version != kept && dashboard::explain::keep(store.as_ref(), &table).await.is_ok() {
+            kept.clone_from(&table.version);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = closing.cancelled() => return,
+        }
+    }
 }
 
 async fn bind(address: std::net::SocketAddr, variable: &str) -> anyhow::Result<TcpListener> {
@@ -391,6 +429,11 @@ fn hand_over(config: &Config, key: &Secret) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// An address that a client on this machine can use.
+fn reach(url: &str) -> String {
+    url.replace("//0.0.0.0:", "//localhost:").replace("//[::]:", "//localhost:")
+}
+
 /// What a person needs after the start.
 pub fn banner(running: &Running) -> String {
     let config = &running.ctx.config;
@@ -402,21 +445,19 @@ pub fn banner(running: &Running) -> String {
     } else {
         format!("{} ({priced} priced models)", names.join(", "))
     };
-    let reach =
-        |url: &str| url.replace("//0.0.0.0:", "//localhost:").replace("//[::]:", "//localhost:");
     format!(
         "farebox {version}\n\n\
          \x20 Upstreams                     {upstreams}\n\
          \x20 Store                         {store}\n\
          \x20 Base URL for OpenClaw / n8n   {base}/v1\n\
-         \x20 Control plane                 {admin}\n\
+         \x20 Control plane, billing pages  {admin}\n\
          \x20 Admin key                     {admin_key}\n\n\
          \x20 Next:  farebox key create --name openclaw\n\
          \x20        farebox credit add 10 --note trial\n",
         version = env!("CARGO_PKG_VERSION"),
         store = config.store,
         base = reach(&running.url),
-        admin = reach(&running.admin_url),
+        admin = running.site.url("/"),
         admin_key = admin_key_path(config).display(),
     )
 }

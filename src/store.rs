@@ -68,6 +68,17 @@ pub enum Status {
     Closed,
 }
 
+impl Status {
+    /// The word that the API shows.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Closing => "closing",
+            Self::Closed => "closed",
+        }
+    }
+}
+
 /// An account as everyone sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Account {
@@ -515,14 +526,19 @@ pub enum Group {
     Key,
     /// The tag.
     Tag,
+    /// The upstream that answered.
+    Upstream,
     /// The calendar day of the time zone.
     Day,
+    /// The whole hour, by its first instant in UTC.
+    Hour,
 }
 
 /// One group of a summary.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SummaryRow {
-    /// The model, the key's id, the tag (empty: none) or the day (`YYYY-MM-DD`).
+    /// The model, the key's id, the tag (empty: none), the upstream (empty: none), the day
+    /// (`YYYY-MM-DD`) or the hour (RFC 3339, UTC).
     pub group: String,
     /// Requests.
     pub requests: u64,

@@ -131,7 +131,7 @@ pub async fn close(
 }
 
 /// Whether a text has the shape of an account's id.
-pub(super) fn is_id(text: &str) -> bool {
+pub(crate) fn is_id(text: &str) -> bool {
     let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
     (1..=ID_CHARS).contains(&text.len()) && text.bytes().all(is_allowed)
 }

@@ -55,6 +55,7 @@ impl Control {
         let state = State {
             alerts: Arc::new(Alerts::new(&crate::config::Config::default(), Arc::clone(&store))),
             store,
+            site: Arc::new(Site::new("http://127.0.0.1", "")),
             prices: Arc::new(|| {
                 Arc::new(PriceTable { version: "v1".into(), ..Default::default() })
             }),

@@ -148,50 +148,88 @@ pub fn charge(usage: &Usage, price: &Price, tier: Option<&str>) -> Result<Credit
     if price.free {
         return Ok(Credits::ZERO);
     }
-    let rates = price.tier(tier).rates(usage.all_input());
-    let cached_rate = rates.cached_input.unwrap_or(rates.input);
-    let creation_rate = rates.cache_creation.unwrap_or(rates.input);
-
-    let mut pico = parts(
-        rates.input,
-        usage.input,
-        [(rates.audio_input, usage.input_audio), (rates.image_input, usage.input_image)],
-    );
-    pico += parts(cached_rate, usage.cached, [(rates.cached_audio_input, usage.cached_audio)]);
-    pico += creation_rate.times(usage.cache_creation_5m);
-    pico += rates.cache_creation_1h.unwrap_or(creation_rate).times(usage.cache_creation_1h);
-    pico += parts(
-        rates.output,
-        usage.output,
-        [
-            (rates.audio_output, usage.output_audio),
-            (rates.image_output, usage.output_image),
-            (rates.reasoning, usage.reasoning),
-        ],
-    );
-    for (call, count) in &usage.calls {
-        let fee = price.fees.get(*call).copied().unwrap_or_default();
-        pico += i128::from(fee.nano()) * 1000 * i128::from(*count);
-    }
+    let mut pico = 0;
+    each(usage, price, tier, |item| pico += item.pico);
     match Credits::from_pico(pico) {
         Some(charge) if charge <= Credits::ENTRY_LIMIT => Ok(charge),
         _ => Err(PriceError::OutOfRange),
     }
 }
 
-/// A class of tokens at its rate, with those parts taken out that have a rate of their own.
-/// Parts never add up to more than their class, whatever an upstream says.
-fn parts<const N: usize>(rate: Rate, class: u64, parts: [(Option<Rate>, u64); N]) -> i128 {
-    let mut rest = class;
-    let mut pico = 0;
-    for (own, tokens) in parts {
-        if let Some(own) = own {
-            let tokens = tokens.min(rest);
-            rest -= tokens;
-            pico += own.times(tokens);
-        }
+/// One product of a charge: tokens of a class, or calls of a tool, at their rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// The class, as `pricing.toml` names its rate, or the tool.
+    pub what: &'static str,
+    /// Tokens or calls.
+    pub count: u64,
+    /// Pico-credits for one of them.
+    pub rate: i64,
+    /// Whether they are calls.
+    pub is_call: bool,
+    /// The product, in pico-credits.
+    pub pico: i128,
+}
+
+/// What a charge is the sum of; nothing where nothing is counted or the model is free.
+pub fn itemise(usage: &Usage, price: &Price, tier: Option<&str>) -> Vec<Item> {
+    let mut items = Vec::new();
+    if !price.free {
+        each(usage, price, tier, |item| items.push(item));
+        items.retain(|item| item.count > 0);
     }
-    pico + rate.times(rest)
+    items
+}
+
+/// Every product of a charge. Audio, images and reasoning are taken out of their class where
+/// they have a rate of their own, and are never more than it, whatever an upstream says.
+fn each(usage: &Usage, price: &Price, tier: Option<&str>, mut item: impl FnMut(Item)) {
+    let rates = price.tier(tier).rates(usage.all_input());
+    let cached_rate = rates.cached_input.unwrap_or(rates.input);
+    let creation_rate = rates.cache_creation.unwrap_or(rates.input);
+    let long_rate = rates.cache_creation_1h.unwrap_or(creation_rate);
+    let mut tokens = |what, count, rate: Rate| {
+        item(Item { what, count, rate: rate.0, is_call: false, pico: rate.times(count) });
+    };
+    let mut class = |what, rate, class: u64, parts: &[(&'static str, Option<Rate>, u64)]| {
+        let mut rest = class;
+        for &(what, own, count) in parts {
+            if let Some(own) = own {
+                let count = count.min(rest);
+                rest -= count;
+                tokens(what, count, own);
+            }
+        }
+        tokens(what, rest, rate);
+    };
+    class(
+        "input",
+        rates.input,
+        usage.input,
+        &[
+            ("audio_input", rates.audio_input, usage.input_audio),
+            ("image_input", rates.image_input, usage.input_image),
+        ],
+    );
+    let cached_audio = ("cached_audio_input", rates.cached_audio_input, usage.cached_audio);
+    class("cached_input", cached_rate, usage.cached, &[cached_audio]);
+    class("cache_creation", creation_rate, usage.cache_creation_5m, &[]);
+    class("cache_creation_1h", long_rate, usage.cache_creation_1h, &[]);
+    class(
+        "output",
+        rates.output,
+        usage.output,
+        &[
+            ("audio_output", rates.audio_output, usage.output_audio),
+            ("image_output", rates.image_output, usage.output_image),
+            ("reasoning", rates.reasoning, usage.reasoning),
+        ],
+    );
+    for (call, count) in &usage.calls {
+        let rate = price.fees.get(*call).copied().unwrap_or_default().nano() * 1000;
+        let pico = i128::from(rate) * i128::from(*count);
+        item(Item { what: *call, count: *count, rate, is_call: true, pico });
+    }
 }
 
 #[cfg(test)]
@@ -270,6 +308,28 @@ mod tests {
     fn counts_beyond_belief_are_refused_and_not_wrapped() {
         let usage = Usage { input: u64::MAX, output: u64::MAX, ..Usage::default() };
         assert_eq!(charge(&usage, &sonnet(), None), Err(PriceError::OutOfRange));
+    }
+
+    #[test]
+    fn a_charge_is_told_as_products_that_add_up_to_it() {
+        let usage = Usage {
+            input: 12_485,
+            cached: 96_000,
+            output: 812,
+            calls: [("web_search", 2)].into(),
+            ..Usage::default()
+        };
+        let mut price = sonnet();
+        price.fees.insert("web_search".into(), "0.01".parse().unwrap());
+        let items = itemise(&usage, &price, None);
+        let told: Vec<_> = items.iter().map(|item| (item.what, item.count)).collect();
+        assert_eq!(
+            told,
+            [("input", 12_485), ("cached_input", 96_000), ("output", 812), ("web_search", 2)]
+        );
+        let sum = Credits::from_pico(items.iter().map(|item| item.pico).sum());
+        assert_eq!(sum, charge(&usage, &price, None).ok());
+        assert!(itemise(&usage, &Price { free: true, ..price }, None).is_empty());
     }
 
     proptest! {

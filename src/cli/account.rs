@@ -7,8 +7,10 @@ use super::PageArgs;
 use super::context::Context;
 use super::failure::{Exit, Failure};
 use super::table::{Align, Table, amounts};
+use crate::admin::links::Link;
 use crate::billing::Credits;
 use crate::store::{Account, Rows, Status};
+use crate::time;
 
 /// What to do with accounts.
 #[derive(Debug, Subcommand)]
@@ -31,6 +33,18 @@ pub enum AccountCommand {
     Show {
         /// Its id (default: that of --account)
         id: Option<String>,
+    },
+    /// Make a link that lets the holder look at the account's billing pages
+    #[command(after_help = "Example:\n  farebox account link team-a --lasts 7d")]
+    Link {
+        /// Its id (default: that of --account)
+        id: Option<String>,
+        /// How long it can be used, such as 24h or 30d
+        #[arg(long, default_value = "24h", value_name = "TIME")]
+        lasts: String,
+        /// Let it be used until then, rather than once
+        #[arg(long)]
+        reusable: bool,
     },
     /// End an account for good: what is left of its credits is lost
     #[command(after_help = "Example:\n  farebox account close team-a")]
@@ -80,6 +94,17 @@ pub async fn run(context: &Context, command: AccountCommand) -> Result<String, F
             let id = id.as_ref().unwrap_or(&context.account);
             let answer = context.client.get(&["accounts", id], &[]).await?;
             context.show(&answer, |account: Account| table(context, &[account]))
+        }
+        AccountCommand::Link { id, lasts, reusable } => {
+            let id = id.as_ref().unwrap_or(&context.account);
+            let body = json!({ "lasts": lasts, "reusable": reusable });
+            let path = ["accounts", id, "sign-in-links"];
+            let answer = context.client.post(&path, &body, None).await?;
+            context.show(&answer, |link: Link| {
+                let how = if reusable { "until then" } else { "once" };
+                context.note(&format!("ends {}, works {how}", time::rfc3339(link.expires_at)));
+                format!("{}\n", link.url)
+            })
         }
         AccountCommand::Close { id, idempotency_key } => {
             let path = ["accounts", &id];
@@ -142,17 +167,9 @@ fn table(context: &Context, accounts: &[Account]) -> String {
             columns[1][at].clone(),
             columns[2][at].clone(),
             account.in_flight.to_string(),
-            status(account.status).to_owned(),
+            account.status.name().to_owned(),
             context.day(account.created_at),
         ]);
     }
     table.render(context.style)
-}
-
-const fn status(status: Status) -> &'static str {
-    match status {
-        Status::Open => "open",
-        Status::Closing => "closing",
-        Status::Closed => "closed",
-    }
 }

@@ -231,7 +231,9 @@ fn summary_text(context: &Context, summary: &Summary, names: &HashMap<String, St
         Group::Model => "MODEL",
         Group::Key => "KEY",
         Group::Tag => "TAG",
+        Group::Upstream => "UPSTREAM",
         Group::Day => "DAY",
+        Group::Hour => "HOUR (UTC)",
     };
     let mut table = Table::new([
         (heading, Align::Left),

@@ -6,6 +6,7 @@
 pub mod account;
 pub mod answer;
 pub mod books;
+pub mod browser;
 pub mod edits;
 pub mod forms;
 pub mod http;

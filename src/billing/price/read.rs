@@ -83,7 +83,7 @@ impl PriceTable {
             ids.map(|id| (id.clone(), Arc::clone(model)))
         });
         let by_name = by_name.collect();
-        Ok((Self { version: version(text), models, by_name }, problems))
+        Ok((Self { version: version(text), text: text.into(), models, by_name }, problems))
     }
 }
 

@@ -37,6 +37,8 @@ pub struct Model {
 pub struct PriceTable {
     /// Names this table on usage rows: the first 12 hex digits of the file's SHA-256.
     pub version: String,
+    /// The file, from which it can be read again.
+    pub text: Arc<str>,
     /// Models in the order of the file.
     pub models: Vec<Arc<Model>>,
     /// Names and aliases.

@@ -16,6 +16,7 @@ use super::HOUR_MS;
 use super::read::{Select, must_exist};
 use super::sql::{Count, Fault};
 use crate::store::{AccountId, Group, Millis, SummaryRow, UsageFilter};
+use crate::time;
 
 /// Sums over the requests of an account, dearest group first; days in order.
 pub(super) fn summary(
@@ -34,12 +35,15 @@ pub(super) fn summary(
         Group::Model => query.by_column("+model", since..until)?,
         Group::Key => query.by_column("+key", since..until)?,
         Group::Tag => query.by_column("coalesce(tag, '')", since..until)?,
+        // The sums of hours do not know it.
+        Group::Upstream => Sums::of(query.sum_rows("+upstream", since..until)?),
         Group::Day => query.by_day(zone, since..until)?,
+        Group::Hour => query.by_hour(since..until)?,
     };
     let mut rows: Vec<_> = sums.0.into_values().collect();
     rows.sort_by(|a, b| match by {
-        Group::Day => a.group.cmp(&b.group),
-        Group::Model | Group::Key | Group::Tag => {
+        Group::Day | Group::Hour => a.group.cmp(&b.group),
+        Group::Model | Group::Key | Group::Tag | Group::Upstream => {
             b.charge.cmp(&a.charge).then_with(|| a.group.cmp(&b.group))
         }
     });
@@ -51,6 +55,14 @@ pub(super) fn summary(
 struct Sums(HashMap<String, SummaryRow>);
 
 impl Sums {
+    fn of(parts: Vec<(String, SummaryRow)>) -> Self {
+        let mut sums = Self::default();
+        for (group, part) in parts {
+            sums.add(group, &part);
+        }
+        sums
+    }
+
     fn add(&mut self, group: String, part: &SummaryRow) {
         let sum = self.0.entry(group).or_insert_with_key(|group| SummaryRow {
             group: group.clone(),
@@ -139,6 +151,21 @@ impl Query<'_> {
             }
         }
         Ok(sums)
+    }
+
+    fn by_hour(&self, range: Range<Millis>) -> Result<Sums, Fault> {
+        let of_rows = format!("ts / {HOUR_MS}");
+        let parts: Vec<(i64, _)> = if self.needs_rows() {
+            self.sum_rows(&of_rows, range)?
+        } else {
+            let Cut { before, hours, after } = Cut::of(range);
+            let mut parts = self.sum_rows(&of_rows, before)?;
+            parts.extend(self.sum_hours("hour", hours)?);
+            parts.extend(self.sum_rows(&of_rows, after)?);
+            parts
+        };
+        let name = |(hour, part)| (time::rfc3339(hour * HOUR_MS), part);
+        Ok(Sums::of(parts.into_iter().map(name).collect()))
     }
 
     /// Whether the filter asks for what the sums do not know.

@@ -36,6 +36,12 @@ impl Call {
         call.body(body.to_string())
     }
 
+    /// As a browser sends a form.
+    pub fn form(url: impl Into<String>, fields: &str) -> Self {
+        let kind = "application/x-www-form-urlencoded";
+        Self::new(Method::POST, url).header("content-type", kind).body(fields.to_owned())
+    }
+
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.into(), value.into()));
         self

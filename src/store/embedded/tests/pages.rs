@@ -254,7 +254,9 @@ fn by_hand(rows: &[UsageRow], by: Group, zone: &TimeZone) -> Vec<SummaryRow> {
             Group::Model => row.model.clone(),
             Group::Key => row.key.clone(),
             Group::Tag => row.attribution.tag.clone().unwrap_or_default(),
+            Group::Upstream => row.upstream.clone(),
             Group::Day => zone.to_datetime(moment).date().to_string(),
+            Group::Hour => crate::time::rfc3339(row.ts / HOUR_MS * HOUR_MS),
         };
         let sum = sums.entry(group.clone()).or_default();
         sum.group = group;
@@ -267,7 +269,7 @@ fn by_hand(rows: &[UsageRow], by: Group, zone: &TimeZone) -> Vec<SummaryRow> {
         sum.estimated += u64::from(row.source == Source::Estimated);
     }
     let mut sums: Vec<_> = sums.into_values().collect();
-    if by != Group::Day {
+    if !matches!(by, Group::Day | Group::Hour) {
         sums.sort_by_key(|sum| std::cmp::Reverse(sum.charge));
     }
     sums
@@ -311,7 +313,9 @@ async fn sums_equal_their_rows_in_every_zone_grouping_and_range() {
                 .filter(|row| filter.origin.is_none() || filter.origin == row.attribution.origin)
                 .cloned()
                 .collect();
-            for by in [Group::Model, Group::Key, Group::Tag, Group::Day] {
+            for by in
+                [Group::Model, Group::Key, Group::Tag, Group::Upstream, Group::Day, Group::Hour]
+            {
                 for name in zones {
                     let sums =
                         bench.store.summary(&account(), filter.clone(), by, zone(name)).await;

@@ -1,0 +1,226 @@
+//! What eats the credits: sums by model, key, tag or upstream.
+
+use std::collections::HashMap;
+
+use askama::Template;
+use axum::response::Response;
+
+use super::number::{Exact, grouped, percent};
+use super::page::{Page, Shell};
+use super::params::{Params, Range, Tab};
+use super::{Failure, assets};
+use crate::billing::Credits;
+use crate::store::{Group, StoreError, SummaryRow, UsageFilter};
+
+/// Rows before the rest is one row.
+const ROWS: usize = 10;
+
+#[derive(Template)]
+#[template(path = "costs.html")]
+struct Costs {
+    shell: Shell,
+    tabs: Vec<Tab>,
+    groups: Vec<Tab>,
+    range: Range,
+    what: &'static str,
+    rows: Vec<Line>,
+    total: Option<Line>,
+    older: String,
+}
+
+struct Line {
+    name: String,
+    href: String,
+    share: String,
+    bar: i64,
+    cost: Exact,
+    requests: String,
+    input: String,
+    cached: String,
+    written: String,
+    output: String,
+    average: Exact,
+    before: String,
+    way: &'static str,
+}
+
+/// The page.
+///
+/// # Errors
+///
+/// When the store cannot be read.
+pub async fn show(page: Page) -> Result<Response, Failure> {
+    let params = Params::of(&page.path);
+    let range = Range::of(&page, &params);
+    let (by, what) = match params.get("by") {
+        Some("key") => (Group::Key, "Key"),
+        Some("tag") => (Group::Tag, "Tag"),
+        Some("upstream") => (Group::Upstream, "Upstream"),
+        _ => (Group::Model, "Model"),
+    };
+    let sums = page.sums(by, range.since, range.until, None).await?;
+    let (earlier, end) = range.before();
+    let before = page.sums(by, earlier, end, None).await?;
+    let before: HashMap<_, _> = before.into_iter().map(|sum| (sum.group, sum.charge)).collect();
+    let names = key_names(&page).await?;
+    let (rows, total) = lines(&page, &range, &params, by, sums, &before, &names);
+    let costs = Costs {
+        shell: page.shell("costs").await?,
+        tabs: range.tabs(&params),
+        groups: [("model", "Model"), ("key", "Key"), ("tag", "Tag"), ("upstream", "Upstream")]
+            .map(|(key, title)| Tab {
+                href: params.with(&[("by", key)]),
+                title,
+                is_current: title == what,
+            })
+            .into(),
+        older: params.with(&[("range", "90d"), ("from", ""), ("to", "")]),
+        range,
+        what,
+        rows,
+        total,
+    };
+    page.show(&costs)
+}
+
+/// The names of an account's keys, by id.
+///
+/// # Errors
+///
+/// When the store cannot be read.
+pub async fn key_names(page: &Page) -> Result<HashMap<String, String>, StoreError> {
+    let keys = page.state.store.keys(&page.account.id).await?;
+    Ok(keys.into_iter().map(|key| (key.id, key.name)).collect())
+}
+
+impl Page {
+    /// Sums of a time, dearest first; of one model alone, if one is named.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn sums(
+        &self,
+        by: Group,
+        since: i64,
+        until: i64,
+        model: Option<String>,
+    ) -> Result<Vec<SummaryRow>, StoreError> {
+        let (since, until) = (Some(since), Some(until));
+        let filter = UsageFilter { since, until, model, ..UsageFilter::default() };
+        let zone = self.zone.rules.clone();
+        self.state.store.summary(&self.account.id, filter, by, zone).await
+    }
+}
+
+fn lines(
+    page: &Page,
+    range: &Range,
+    params: &Params,
+    by: Group,
+    mut sums: Vec<SummaryRow>,
+    before: &HashMap<String, Credits>,
+    names: &HashMap<String, String>,
+) -> (Vec<Line>, Option<Line>) {
+    if sums.is_empty() {
+        return (Vec::new(), None);
+    }
+    let total = added("Total".into(), &sums);
+    let all_before: Credits = before.values().copied().sum();
+    let mut earlier: Vec<_> = sums.iter().map(|sum| before.get(&sum.group).copied()).collect();
+    let rest = sums.split_off(sums.len().min(ROWS));
+    let shown = sums.len();
+    earlier.truncate(shown);
+    if !rest.is_empty() {
+        let known: Credits = earlier.iter().flatten().copied().sum();
+        earlier.push(Some(all_before - known));
+        sums.push(added(format!("Other ({})", rest.len()), &rest));
+    }
+    sums.push(total);
+    earlier.push(Some(all_before));
+
+    let whole = sums.last().map_or(Credits::ZERO, |sum| sum.charge);
+    let most = sums.first().map_or(0, |sum| sum.charge.nano()).max(1);
+    let costs = Exact::column(sums.iter().map(|sum| sum.charge));
+    let averages = Exact::column(sums.iter().map(average));
+    let numbers = costs.into_iter().zip(averages).zip(earlier);
+    let mut lines: Vec<_> = sums
+        .iter()
+        .zip(numbers)
+        .enumerate()
+        .map(|(at, (sum, ((cost, average), earlier)))| {
+            let (before, way) = super::wallet::change(sum.charge, earlier.unwrap_or_default());
+            Line {
+                name: if at < shown { name(by, &sum.group, names) } else { sum.group.clone() },
+                href: if at < shown {
+                    href(page, range, params, by, &sum.group)
+                } else {
+                    String::new()
+                },
+                share: percent(sum.charge, whole),
+                bar: (sum.charge.nano().max(0) / (most / 100).max(1)).min(100),
+                cost,
+                requests: grouped(sum.requests),
+                input: grouped(sum.input_tokens),
+                cached: grouped(sum.cached_input_tokens),
+                written: grouped(sum.cache_creation_tokens),
+                output: grouped(sum.output_tokens),
+                average,
+                before,
+                way,
+            }
+        })
+        .collect();
+    let total = lines.pop();
+    (lines, total)
+}
+
+fn name(by: Group, group: &str, names: &HashMap<String, String>) -> String {
+    match by {
+        Group::Key => names.get(group).cloned().unwrap_or_else(|| group.to_owned()),
+        _ if group.is_empty() => "(none)".into(),
+        _ => group.to_owned(),
+    }
+}
+
+/// The requests behind a row.
+fn href(page: &Page, range: &Range, params: &Params, by: Group, group: &str) -> String {
+    let filter = match by {
+        Group::Key => "key",
+        Group::Tag => "tag",
+        _ => "model",
+    };
+    if group.is_empty() || by == Group::Upstream {
+        return String::new();
+    }
+    let time = match range.key {
+        "" => format!(
+            "from={}&to={}",
+            params.get("from").unwrap_or_default(),
+            params.get("to").unwrap_or_default()
+        ),
+        key => format!("range={key}"),
+    };
+    format!("{}?{filter}={}&{time}", page.href("usage"), assets::encode(group))
+}
+
+/// All rows as one.
+fn added(group: String, rows: &[SummaryRow]) -> SummaryRow {
+    let mut sum = SummaryRow { group, ..SummaryRow::default() };
+    for row in rows {
+        sum.requests += row.requests;
+        sum.input_tokens += row.input_tokens;
+        sum.cached_input_tokens += row.cached_input_tokens;
+        sum.cache_creation_tokens += row.cache_creation_tokens;
+        sum.output_tokens += row.output_tokens;
+        sum.charge += row.charge;
+        sum.estimated += row.estimated;
+    }
+    sum
+}
+
+/// What one request cost on average, to the millionth of a credit.
+fn average(sum: &SummaryRow) -> Credits {
+    let requests = i64::try_from(sum.requests.max(1)).unwrap_or(i64::MAX);
+    Credits::from_nano(sum.charge.nano() / requests / 1000 * 1000)
+}

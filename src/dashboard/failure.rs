@@ -1,0 +1,144 @@
+//! What a page says when it cannot be shown: what failed, and what to do.
+
+use std::sync::Arc;
+
+use askama::Template;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+
+use super::assets;
+use crate::admin::State;
+use crate::store::StoreError;
+
+/// Why there is no page.
+#[derive(Clone, Debug)]
+pub enum Failure {
+    /// Nobody is signed in; afterwards they are brought to `next`.
+    SignedOut {
+        /// The path that was asked for.
+        next: String,
+    },
+    /// A browser that came from elsewhere did not send its session along.
+    CrossSite {
+        /// The path that was asked for.
+        next: String,
+    },
+    /// There is no such page or thing, or it is another's.
+    NotFound(String),
+    /// What was sent makes no sense; a sentence.
+    Invalid(String),
+    /// A form did not come from our own pages.
+    Forged,
+    /// It was changed meanwhile, or cannot be now; a sentence.
+    Conflict(String),
+    /// The store cannot be read or written.
+    Unavailable(String),
+    /// Ours.
+    Internal(String),
+}
+
+#[derive(Template)]
+#[template(path = "failure.html")]
+struct Shown<'a> {
+    base: &'a str,
+    css: String,
+    title: &'a str,
+    what: &'a str,
+    next: &'a str,
+    id: &'a str,
+    retry: bool,
+}
+
+#[derive(Template)]
+#[template(path = "again.html")]
+struct Again<'a> {
+    to: &'a str,
+}
+
+impl Failure {
+    /// The whole answer.
+    pub fn page(&self, state: &State, id: &str) -> Response {
+        let base = state.site.base.as_str();
+        let (status, title, what, next) = match self {
+            Self::SignedOut { next } => {
+                let to = format!("{base}/sign-in?next={}", assets::encode(next));
+                return (StatusCode::SEE_OTHER, [(header::LOCATION, to)]).into_response();
+            }
+            Self::CrossSite { next } => {
+                let to = format!("{base}{next}");
+                return Html(Again { to: &to }.render().unwrap_or_default()).into_response();
+            }
+            Self::NotFound(what) => (
+                StatusCode::NOT_FOUND,
+                "Nothing here",
+                what.as_str(),
+                "Check the address, or go back to the start.",
+            ),
+            Self::Invalid(what) => (
+                StatusCode::BAD_REQUEST,
+                "That cannot be read",
+                what.as_str(),
+                "Go back and change it.",
+            ),
+            Self::Forged => (
+                StatusCode::FORBIDDEN,
+                "Not accepted",
+                "This form did not come from a page that you have open.",
+                "Go back, reload the page and send it again.",
+            ),
+            Self::Conflict(what) => (
+                StatusCode::CONFLICT,
+                "Not done",
+                what.as_str(),
+                "Go back and look at what is there now.",
+            ),
+            Self::Unavailable(why) => {
+                tracing::error!(request.id = id, reason = %why, "a page could not be shown");
+                (
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "The ledger cannot be reached",
+                    "Balances cannot be read now. Nothing is lost: what was debited is on disk.",
+                    "Try again in a moment.",
+                )
+            }
+            Self::Internal(why) => {
+                tracing::error!(request.id = id, reason = %why, "a page could not be shown");
+                (
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "This page failed",
+                    "The fault is ours; it is in the log.",
+                    "Try again, and tell your administrator the number below.",
+                )
+            }
+        };
+        let retry = matches!(self, Self::Unavailable(_) | Self::Internal(_));
+        let css = assets::path(state, "app.css");
+        let page = Shown { base, css, title, what, next, id, retry };
+        (status, Html(page.render().unwrap_or_default())).into_response()
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let mut response = StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        response.extensions_mut().insert(Arc::new(self));
+        response
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NotFound(what) => Self::NotFound(format!("There is no {what}.")),
+            StoreError::Conflict(why) => Self::Conflict(format!("{why}.")),
+            StoreError::Ledger(why) => Self::Conflict(format!("{why}.")),
+            StoreError::Unavailable(why) => Self::Unavailable(why),
+        }
+    }
+}
+
+impl From<askama::Error> for Failure {
+    fn from(error: askama::Error) -> Self {
+        Self::Internal(error.to_string())
+    }
+}

@@ -1,0 +1,247 @@
+//! Coming in and going out.
+
+use askama::Template;
+use axum::extract::{Path, Query, State as Shared};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use serde::Deserialize;
+
+use super::number::Amount;
+use super::page::{Operator, Post, Shell, Visitor};
+use super::session::{self, Session, Who};
+use super::{Failure, Site, assets};
+use crate::admin::State;
+use crate::key::{Class, KeyHash};
+use crate::store::{Account, Page};
+
+/// Accounts of one page of the operator's list.
+const ACCOUNTS: u32 = 100;
+
+#[derive(Template)]
+#[template(path = "sign_in.html")]
+struct Form {
+    base: String,
+    css: String,
+    js: String,
+    icon: String,
+    next: String,
+    token: String,
+    problem: &'static str,
+}
+
+#[derive(Template)]
+#[template(path = "accounts.html")]
+struct Accounts {
+    shell: Shell,
+    rows: Vec<(Account, Amount)>,
+    more: Option<String>,
+}
+
+/// Where to go after signing in.
+#[derive(Debug, Default, Deserialize)]
+pub struct Next {
+    next: Option<String>,
+}
+
+/// What the form sends: the admin key, or a sign-in code.
+#[derive(Debug, Deserialize)]
+pub struct Credentials {
+    key: String,
+    next: Option<String>,
+}
+
+/// The start: where whoever is signed in belongs.
+///
+/// # Errors
+///
+/// When the store cannot be read.
+pub async fn home(Shared(state): Shared<State>, Visitor(visitor): Visitor) -> Response {
+    let to = match visitor.map(|session| session.who) {
+        Some(who) => landing(&state.site, &who),
+        None => format!("{}/sign-in", state.site.base),
+    };
+    (StatusCode::SEE_OTHER, [(header::LOCATION, to)]).into_response()
+}
+
+fn landing(site: &Site, who: &Who) -> String {
+    match who {
+        Who::Operator => format!("{}/billing", site.base),
+        Who::Holder(account) => format!("{}/billing/{account}/wallet", site.base),
+    }
+}
+
+/// The form.
+///
+/// # Errors
+///
+/// When the template fails.
+pub async fn form(
+    Shared(state): Shared<State>,
+    Query(Next { next }): Query<Next>,
+) -> Result<Response, Failure> {
+    show(&state, StatusCode::OK, next.unwrap_or_default(), String::new(), "")
+}
+
+/// A link that an operator handed out: asks before it is used up, since programs that look
+/// into mail follow links too.
+///
+/// # Errors
+///
+/// When the template fails.
+pub async fn follow(
+    Shared(state): Shared<State>,
+    Path(token): Path<String>,
+) -> Result<Response, Failure> {
+    show(&state, StatusCode::OK, String::new(), token, "")
+}
+
+fn show(
+    state: &State,
+    status: StatusCode,
+    next: String,
+    token: String,
+    problem: &'static str,
+) -> Result<Response, Failure> {
+    let form = Form {
+        base: state.site.base.clone(),
+        css: assets::path(state, "app.css"),
+        js: assets::path(state, "app.js"),
+        icon: assets::path(state, "icon.svg"),
+        next,
+        token,
+        problem,
+    };
+    Ok((status, Html(form.render()?)).into_response())
+}
+
+/// Signs in.
+///
+/// # Errors
+///
+/// When the form came from elsewhere, or the store cannot be read or written.
+pub async fn submit(
+    Shared(state): Shared<State>,
+    headers: HeaderMap,
+    Post { form, .. }: Post<Credentials>,
+) -> Result<Response, Failure> {
+    let key = form.key.trim();
+    let who = if KeyHash::of(key).matches(&state.admin_key) {
+        Some(Who::Operator)
+    } else {
+        session::use_link(state.store.as_ref(), key).await?.map(Who::Holder)
+    };
+    let Some(who) = who else {
+        tracing::warn!("a sign-in to the billing pages was refused");
+        let problem = if key.starts_with(Class::Client.prefix()) {
+            "This is a client key: it signs requests, it does not open these pages."
+        } else if crate::key::looks_mistyped(key) {
+            "The key was mistyped or cut: its last characters do not fit the rest."
+        } else if key.starts_with(Class::Link.prefix()) {
+            "This link was used or has expired. Ask for a new one."
+        } else {
+            "This is neither the admin key nor a sign-in code."
+        };
+        let next = form.next.unwrap_or_default();
+        return show(&state, StatusCode::UNPROCESSABLE_ENTITY, next, String::new(), problem);
+    };
+    // Whoever was signed in here before is no more.
+    Session::end(&state, &headers).await?;
+    let next = form.next.as_deref().filter(|next| !next.is_empty());
+    let to = match next {
+        Some(_) => safe_next(&state.site, next),
+        None => landing(&state.site, &who),
+    };
+    tracing::info!(who = ?who, "signed in to the billing pages");
+    let token = Session::begin(&state, who).await?;
+    let cookie = session::set_cookie(&state.site, Some(&token));
+    Ok((StatusCode::SEE_OTHER, [(header::SET_COOKIE, cookie), (header::LOCATION, to)])
+        .into_response())
+}
+
+/// What the button of every page sends.
+#[derive(Debug, Deserialize)]
+pub struct Nothing {}
+
+/// Signs out.
+///
+/// # Errors
+///
+/// When the form came from elsewhere, or the store cannot be written.
+pub async fn leave(
+    Shared(state): Shared<State>,
+    headers: HeaderMap,
+    _: Post<Nothing>,
+) -> Result<Response, Failure> {
+    Session::end(&state, &headers).await?;
+    let cookie = session::set_cookie(&state.site, None);
+    let to = format!("{}/sign-in", state.site.base);
+    Ok((StatusCode::SEE_OTHER, [(header::SET_COOKIE, cookie), (header::LOCATION, to)])
+        .into_response())
+}
+
+/// A path of ours that a form or an address asks to come back to; the start for any other.
+pub fn safe_next(site: &Site, next: Option<&str>) -> String {
+    let next = next.unwrap_or_default();
+    // `//host` and `/\host` lead to other sites.
+    let is_ours = next.starts_with('/')
+        && !next[1..].starts_with(['/', '\\'])
+        && next.bytes().all(|b| b.is_ascii_graphic());
+    format!("{}{}", site.base, if is_ours { next } else { "/" })
+}
+
+/// Which accounts there are.
+#[derive(Debug, Default, Deserialize)]
+pub struct From {
+    after: Option<String>,
+}
+
+/// The accounts, for the operator; whoever has but one is brought to it.
+///
+/// # Errors
+///
+/// When nobody is signed in, or the store cannot be read.
+pub async fn accounts(
+    Shared(state): Shared<State>,
+    Visitor(visitor): Visitor,
+    operator: Result<Operator, Failure>,
+    Query(From { after }): Query<From>,
+) -> Result<Response, Failure> {
+    if let Some(Session { who: who @ Who::Holder(_), .. }) = &visitor {
+        let to = landing(&state.site, who);
+        return Ok((StatusCode::SEE_OTHER, [(header::LOCATION, to)]).into_response());
+    }
+    let operator = operator?;
+    let page = Page { cursor: after, limit: ACCOUNTS };
+    let found = state.store.accounts(page).await?;
+    let rows = found.data.into_iter().map(|account| {
+        let balance = Amount(account.balance);
+        (account, balance)
+    });
+    let mut shell = operator.shell("");
+    shell.title = "Accounts".into();
+    operator.show(&Accounts { shell, rows: rows.collect(), more: found.next })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_signing_in_nobody_is_sent_elsewhere() {
+        let site = Site::new("https://a.example/x", "");
+        assert_eq!(
+            safe_next(&site, Some("/billing/a/usage?range=7")),
+            "/x/billing/a/usage?range=7"
+        );
+        for bad in [
+            "//evil.example",
+            "/\\evil.example",
+            "https://evil.example",
+            "",
+            "javascript:1",
+            "/a\r\nb",
+        ] {
+            assert_eq!(safe_next(&site, Some(bad)), "/x/", "{bad}");
+        }
+    }
+}

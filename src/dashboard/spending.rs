@@ -1,0 +1,272 @@
+//! How spending goes over time: bars by day or hour, and how long it can go on.
+
+use std::collections::HashMap;
+
+use askama::Template;
+use axum::response::Response;
+use jiff::civil::Date;
+
+use super::Failure;
+use super::chart::{self, Bar, SERIES};
+use super::moment;
+use super::number::{Amount, Exact};
+use super::page::{Page, Shell};
+use super::params::{Params, Range, Tab};
+use crate::billing::Credits;
+use crate::billing::ledger::Kind;
+use crate::store::{self, EntryFilter, Group, Millis, StoreError};
+use crate::time;
+
+const DAY_MS: Millis = 24 * 3_600_000;
+/// Data that a projection needs.
+const PROJECTED_FROM_MS: Millis = 2 * DAY_MS;
+/// Credits of a range that are marked.
+const MARKS: u32 = 100;
+
+#[derive(Template)]
+#[template(path = "spending.html")]
+struct Spending {
+    shell: Shell,
+    tabs: Vec<Tab>,
+    modes: Vec<Tab>,
+    range: Range,
+    chart: String,
+    names: Vec<String>,
+    rows: Vec<Row>,
+    total: Exact,
+    facts: Vec<(&'static str, String, String)>,
+    is_empty: bool,
+    older: String,
+}
+
+/// A line of the table.
+struct Row {
+    name: String,
+    href: String,
+    total: Exact,
+    parts: Vec<Exact>,
+    marks: String,
+}
+
+/// The page.
+///
+/// # Errors
+///
+/// When the store cannot be read.
+pub async fn show(page: Page) -> Result<Response, Failure> {
+    let params = Params::of(&page.path);
+    let range = Range::of(&page, &params);
+    let is_running = params.get("show") == Some("sum");
+    let (names, bars) = bars(&page, &range).await?;
+    let total: Credits = bars.iter().map(Bar::total).sum();
+    let drawn = if is_running { running(&bars) } else { bars.clone() };
+    let summary = summary(&bars, total);
+    let unit = if range.is_hours { "Hours" } else { "Days" };
+    let axis = format!("{unit} in {}", page.zone.name);
+    let chart = chart::stacked(&range.title, &axis, &summary, &names, &drawn)?;
+    let shell = page.shell("spending").await?;
+    let facts = facts(&page, &range, &bars, total).await?;
+    let spending = Spending {
+        tabs: range.tabs(&params),
+        modes: [("", if range.is_hours { "Per hour" } else { "Per day" }), ("sum", "Cumulative")]
+            .map(|(key, title)| Tab {
+                href: match params.with(&[("show", key)]) {
+                    query if query.is_empty() => "?".into(),
+                    query => query,
+                },
+                title,
+                is_current: is_running == (key == "sum"),
+            })
+            .into(),
+        older: params.with(&[("range", "90d"), ("from", ""), ("to", "")]),
+        rows: rows(&bars),
+        total: Exact::one(total),
+        is_empty: total == Credits::ZERO && bars.iter().all(|bar| bar.marks.is_empty()),
+        facts,
+        names,
+        chart,
+        range,
+        shell,
+    };
+    page.show(&spending)
+}
+
+/// A bar for every hour or day, idle ones too, split by the dearest models.
+async fn bars(page: &Page, range: &Range) -> Result<(Vec<String>, Vec<Bar>), StoreError> {
+    let by = if range.is_hours { Group::Hour } else { Group::Day };
+    let all = totals(page, range, by, None).await?;
+    let models = page.sums(Group::Model, range.since, range.until, None).await?;
+    let mut names: Vec<_> = models.iter().take(SERIES).map(|model| model.group.clone()).collect();
+    let mut series = Vec::new();
+    for name in &names {
+        series.push(totals(page, range, by, Some(name.clone())).await?);
+    }
+    let has_rest = models.len() > SERIES;
+    if has_rest {
+        names.push(format!("Other ({})", models.len() - SERIES));
+    }
+    let buckets = range.buckets(&page.zone);
+    let marks = marks(page, range).await?;
+    let count = buckets.len();
+    let bars = buckets.into_iter().enumerate().map(|(at, (begins, ends))| {
+        let key = key(page, by, begins);
+        let of = |sums: &HashMap<String, Credits>| sums.get(&key).copied().unwrap_or_default();
+        let mut parts: Vec<_> = series.iter().map(of).collect();
+        if has_rest {
+            let named: Credits = parts.iter().copied().sum();
+            parts.push(of(&all) - named);
+        }
+        let (name, tick) = names_of(page, range, begins);
+        // Ticks count from the newest bar, which is always told.
+        let (every, rare) = spacing(count);
+        let from_end = count - 1 - at;
+        let date = page.zone.date(begins);
+        Bar {
+            parts,
+            name,
+            tick: if from_end.is_multiple_of(every) { tick } else { String::new() },
+            is_minor: !from_end.is_multiple_of(rare),
+            is_open: ends > page.now,
+            marks: marks
+                .iter()
+                .filter(|(when, _)| (begins..ends).contains(when))
+                .map(|(_, what)| what.clone())
+                .collect(),
+            href: format!("{}?from={date}&to={date}", page.href("usage")),
+        }
+    });
+    Ok((names, bars.collect()))
+}
+
+/// How many bars stand between two ticks, on a wide and on a narrow drawing.
+const fn spacing(bars: usize) -> (usize, usize) {
+    match bars {
+        ..=8 => (1, 2),
+        9..=26 => (3, 6),
+        27..=45 => (5, 10),
+        _ => (15, 30),
+    }
+}
+
+async fn totals(
+    page: &Page,
+    range: &Range,
+    by: Group,
+    model: Option<String>,
+) -> Result<HashMap<String, Credits>, StoreError> {
+    let sums = page.sums(by, range.since, range.until, model).await?;
+    Ok(sums.into_iter().map(|sum| (sum.group, sum.charge)).collect())
+}
+
+/// What the sums of a bar are found under.
+fn key(page: &Page, by: Group, begins: Millis) -> String {
+    match by {
+        Group::Hour => Range::hour(begins),
+        _ => page.zone.date(begins).to_string(),
+    }
+}
+
+fn names_of(page: &Page, range: &Range, begins: Millis) -> (String, String) {
+    let at = time::in_zone(begins, &page.zone.rules);
+    if range.is_hours {
+        (at.strftime("%a %-d %b, %H:%M").to_string(), at.strftime("%H:%M").to_string())
+    } else {
+        (at.strftime("%a %-d %b").to_string(), at.strftime("%-d %b").to_string())
+    }
+}
+
+/// Credits that came in, each with its time.
+async fn marks(page: &Page, range: &Range) -> Result<Vec<(Millis, String)>, StoreError> {
+    let mut marks = Vec::new();
+    for (kind, word) in [(Kind::Topup, "top-up"), (Kind::Promo, "promotional credits")] {
+        let (since, until) = (Some(range.since), Some(range.until));
+        let filter = EntryFilter { kind: Some(kind), since, until };
+        let few = store::Page { cursor: None, limit: MARKS };
+        let entries = page.state.store.entries(&page.account.id, filter, few).await?;
+        marks.extend(
+            entries
+                .data
+                .into_iter()
+                .map(|entry| (entry.ts, format!("{word} of {}", Amount(entry.amount).text()))),
+        );
+    }
+    Ok(marks)
+}
+
+/// Each bar with all before it.
+fn running(bars: &[Bar]) -> Vec<Bar> {
+    let mut sums: Vec<Credits> = Vec::new();
+    let add = |bar: &Bar| {
+        sums.resize(bar.parts.len(), Credits::ZERO);
+        for (sum, part) in sums.iter_mut().zip(&bar.parts) {
+            *sum += *part;
+        }
+        Bar { parts: sums.clone(), ..bar.clone() }
+    };
+    bars.iter().map(add).collect()
+}
+
+fn summary(bars: &[Bar], total: Credits) -> String {
+    let highest = bars.iter().max_by_key(|bar| bar.total());
+    match highest.filter(|bar| bar.total().is_positive()) {
+        Some(bar) => format!(
+            "Most on {} with {} credits; {} in all.",
+            bar.name,
+            Amount(bar.total()).text(),
+            Amount(total).text()
+        ),
+        None => "Nothing was used.".into(),
+    }
+}
+
+async fn facts(
+    page: &Page,
+    range: &Range,
+    bars: &[Bar],
+    total: Credits,
+) -> Result<Vec<(&'static str, String, String)>, StoreError> {
+    let over: Vec<_> = bars.iter().filter(|bar| !bar.is_open).collect();
+    let full: Credits = over.iter().map(|bar| bar.total()).sum();
+    let count = i64::try_from(over.len().max(1)).unwrap_or(1);
+    let average = Credits::from_nano(full.nano() / count);
+    let (since, until) = range.before();
+    let before = page.spent(since, until).await?;
+    let (change, _) = super::wallet::change(total, before);
+    let mut facts = vec![
+        (
+            "Total",
+            Amount(total).text(),
+            if change.is_empty() { String::new() } else { format!("{change} than before") },
+        ),
+        (
+            if range.is_hours { "Hourly average" } else { "Daily average" },
+            Amount(average).text(),
+            if range.is_hours { "full hours".into() } else { "full days".into() },
+        ),
+    ];
+    let pace = page.pace().await?;
+    let balance = page.account.balance;
+    if pace.over_ms >= PROJECTED_FROM_MS
+        && let Some(ms) = pace.lasts_ms(balance)
+        && ms < i128::from(400 * DAY_MS)
+    {
+        let date: Date = page.zone.date(page.now + i64::try_from(ms).unwrap_or(0));
+        facts.push(("Used up around", moment::day(date), "at the pace of the last 7 days".into()));
+    }
+    Ok(facts)
+}
+
+fn rows(bars: &[Bar]) -> Vec<Row> {
+    let totals = Exact::column(bars.iter().map(Bar::total));
+    let columns: Vec<Vec<Exact>> = (0..bars.first().map_or(0, |bar| bar.parts.len()))
+        .map(|at| Exact::column(bars.iter().map(|bar| bar.parts[at])))
+        .collect();
+    let row = |(at, bar): (usize, &Bar)| Row {
+        name: bar.name.clone(),
+        href: bar.href.clone(),
+        total: totals[at],
+        parts: columns.iter().map(|column| column[at]).collect(),
+        marks: bar.marks.join("; "),
+    };
+    bars.iter().enumerate().rev().map(row).collect()
+}

@@ -1,0 +1,240 @@
+//! How much is left, how fast it goes, and what came and went last.
+
+use askama::Template;
+use axum::extract::State as Shared;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::Failure;
+use super::moment::Instant;
+use super::number::{Amount, Exact, grouped, percent};
+use super::page::{Page, Shell};
+use crate::admin::State;
+use crate::billing::Credits;
+use crate::billing::ledger::{Class, Kind};
+use crate::store::{
+    self, EntryFilter, LotFilter, LotRow, Millis, StoreError, UsageFilter, UsageRow,
+};
+
+const DAY_MS: Millis = 24 * 3_600_000;
+/// Rows of what came last.
+const RECENT: u32 = 5;
+/// Lots shown before they are summed up.
+const LOTS: u32 = 6;
+
+#[derive(Template)]
+#[template(path = "wallet.html")]
+struct Wallet {
+    shell: Shell,
+    balance: Amount,
+    held: Amount,
+    available: Amount,
+    running: u32,
+    runway: String,
+    tone: &'static str,
+    burns: Vec<Burn>,
+    lots: Vec<Lot>,
+    more_lots: bool,
+    requests: Vec<Request>,
+    entries: Vec<Transaction>,
+    is_new: bool,
+    usage: String,
+    transactions: String,
+}
+
+/// What a time cost, beside the same time before.
+struct Burn {
+    name: &'static str,
+    spent: Amount,
+    /// Such as `+12.5 %`, or what there is to say instead.
+    change: String,
+    /// `up`, `down` or `flat`.
+    way: &'static str,
+    before: &'static str,
+}
+
+/// Credits that end together.
+struct Lot {
+    what: &'static str,
+    left: Amount,
+    ends: Instant,
+    is_soon: bool,
+    share: u32,
+}
+
+struct Request {
+    at: Instant,
+    model: String,
+    tokens: String,
+    cost: Exact,
+    href: String,
+}
+
+struct Transaction {
+    at: Instant,
+    what: &'static str,
+    note: String,
+    amount: Exact,
+    balance: Exact,
+}
+
+/// The account's own address: its wallet.
+///
+/// # Errors
+///
+/// When the account is not one that the viewer may see.
+pub async fn home(Shared(_): Shared<State>, page: Page) -> Result<Response, Failure> {
+    Ok((StatusCode::SEE_OTHER, [(header::LOCATION, page.href("wallet"))]).into_response())
+}
+
+/// The page.
+///
+/// # Errors
+///
+/// When the store cannot be read.
+pub async fn show(page: Page) -> Result<Response, Failure> {
+    let shell = page.shell("wallet").await?;
+    let store = page.state.store.as_ref();
+    let id = &page.account.id;
+    let recent = || store::Page { cursor: None, limit: RECENT };
+    let usage = store.usage(id, UsageFilter::default(), recent()).await?.data;
+    let entries = store.entries(id, EntryFilter::default(), recent()).await?.data;
+    let lots = store.lots(id, LotFilter::Usable, store::Page { cursor: None, limit: LOTS }).await?;
+    let (tone, runway) = match &shell.account {
+        Some(left) => (left.tone, left.runway.clone()),
+        None => ("good", String::new()),
+    };
+    let wallet = Wallet {
+        balance: Amount(page.account.balance),
+        held: Amount(page.account.held),
+        available: Amount(page.account.available),
+        running: page.account.in_flight,
+        runway,
+        tone,
+        burns: burns(&page).await?,
+        more_lots: lots.next.is_some(),
+        lots: lots.data.iter().map(|lot| Lot::of(lot, &page)).collect(),
+        is_new: entries.is_empty() && usage.is_empty(),
+        requests: requests(&page, usage),
+        entries: transactions(&page, entries),
+        usage: page.href("usage"),
+        transactions: page.href("transactions"),
+        shell,
+    };
+    page.show(&wallet)
+}
+
+async fn burns(page: &Page) -> Result<Vec<Burn>, StoreError> {
+    let until = page.now + 1;
+    let mut burns = Vec::new();
+    for (name, days, before) in [
+        ("Today", 0, "than yesterday by this time"),
+        ("Last 7 days", 6, "than the 7 days before"),
+        ("Last 30 days", 29, "than the 30 days before"),
+    ] {
+        let since = page.zone.days_before(page.now, days);
+        let spent = page.spent(since, until).await?;
+        let earlier = page.zone.days_before(page.now, 2 * days + 1);
+        let shift = Millis::from(days + 1) * DAY_MS;
+        let previous = page.spent(earlier, (until - shift).max(earlier)).await?;
+        let (change, way) = change(spent, previous);
+        burns.push(Burn { name, spent: Amount(spent), change, way, before });
+    }
+    Ok(burns)
+}
+
+/// How much more or less, in percent of before.
+pub(super) fn change(now: Credits, before: Credits) -> (String, &'static str) {
+    let difference = now - before;
+    match (before.is_positive(), difference.nano()) {
+        (false, 0) => (String::new(), "flat"),
+        (false, _) => ("nothing before".into(), "flat"),
+        (true, 0) => ("the same".into(), "flat"),
+        (true, 1..) if i128::from(difference.nano()) > i128::from(before.nano()) * 10 => {
+            ("over 10 times more".into(), "up")
+        }
+        (true, 1..) => (format!("{} more", percent(difference, before)), "up"),
+        (true, ..0) => (format!("{} less", percent(-difference, before)), "down"),
+    }
+}
+
+impl Lot {
+    fn of(LotRow { lot, .. }: &LotRow, page: &Page) -> Self {
+        let share = i128::from(lot.remaining.nano()) * 100 / i128::from(lot.granted.nano().max(1));
+        Self {
+            what: match lot.class {
+                Class::Promo => "Promotional",
+                Class::Usage => "Usage",
+            },
+            left: Amount(lot.remaining),
+            ends: Instant::day(lot.expires_at, &page.zone),
+            is_soon: lot.expires_at - page.now < 30 * DAY_MS,
+            share: u32::try_from(share).unwrap_or(100).min(100),
+        }
+    }
+}
+
+fn requests(page: &Page, rows: Vec<UsageRow>) -> Vec<Request> {
+    let costs = Exact::column(rows.iter().map(|row| row.charge));
+    rows.into_iter()
+        .zip(costs)
+        .map(|(row, cost)| Request {
+            at: Instant::ago(row.ts, page.now, &page.zone),
+            tokens: grouped(
+                row.input_tokens
+                    .saturating_add(row.cached_input_tokens)
+                    .saturating_add(row.cache_creation_5m_tokens)
+                    .saturating_add(row.cache_creation_1h_tokens)
+                    .saturating_add(row.output_tokens),
+            ),
+            href: format!("{}/{}?at={}", page.href("usage"), row.id, row.ts),
+            model: row.model,
+            cost,
+        })
+        .collect()
+}
+
+fn transactions(page: &Page, entries: Vec<store::Entry>) -> Vec<Transaction> {
+    let amounts = Exact::signed(entries.iter().map(|entry| entry.amount));
+    let balances = Exact::column(entries.iter().map(|entry| entry.balance_after));
+    entries
+        .into_iter()
+        .zip(amounts.into_iter().zip(balances))
+        .map(|(entry, (amount, balance))| Transaction {
+            at: Instant::ago(entry.ts, page.now, &page.zone),
+            what: kind(entry.kind),
+            note: entry.note.unwrap_or_default(),
+            amount,
+            balance,
+        })
+        .collect()
+}
+
+/// What an entry is about, for people.
+pub const fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Topup => "Top-up",
+        Kind::Promo => "Promotional",
+        Kind::DebitAi => "Usage",
+        Kind::Expiry => "Expired",
+        Kind::Refund => "Refund",
+        Kind::PaymentReversal => "Payment taken back",
+        Kind::Adjust => "Adjustment",
+        Kind::Forfeit => "Forfeited",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_told_against_what_was_before() {
+        let of = |now: &str, before: &str| change(now.parse().unwrap(), before.parse().unwrap()).0;
+        assert_eq!(of("1.25", "1"), "25.0\u{202f}% more");
+        assert_eq!(of("0.5", "1"), "50.0\u{202f}% less");
+        assert_eq!(of("1", "0"), "nothing before");
+        assert_eq!(of("0", "0"), "");
+        assert_eq!(of("100", "1"), "over 10 times more");
+    }
+}
