@@ -228,7 +228,7 @@ fn each(usage: &Usage, price: &Price, tier: Option<&str>, mut item: impl FnMut(I
     for (call, count) in &usage.calls {
         let rate = price.fees.get(*call).copied().unwrap_or_default().nano() * 1000;
         let pico = i128::from(rate) * i128::from(*count);
-        item(Item { what: *call, count: *count, rate, is_call: true, pico });
+        item(Item { what: call, count: *count, rate, is_call: true, pico });
     }
 }
 

@@ -186,9 +186,9 @@ mod tests {
 
     #[test]
     fn a_rate_and_a_product_read_as_decimals() {
-        assert_eq!(decimal(3_300_000, 6), "3.3000");
-        assert_eq!(decimal(41_200_500_000, 12), "0.0412005");
-        assert_eq!(decimal(10_000_000_000_000, 12), "10.0000");
-        assert_eq!(decimal(37_500, 6), "0.0375");
+        assert_eq!(decimal(3_300_000_i64, 6), "3.3000");
+        assert_eq!(decimal(41_200_500_000_i64, 12), "0.0412005");
+        assert_eq!(decimal(10_000_000_000_000_i64, 12), "10.0000");
+        assert_eq!(decimal(37_500_i64, 6), "0.0375");
     }
 }
