@@ -18,23 +18,31 @@ use axum::routing::{get, post};
 
 use crate::admin::{self, State};
 
+pub mod accounts;
 pub mod assets;
 pub mod banner;
 pub mod chart;
 pub mod costs;
 pub mod explain;
 pub mod failure;
+pub mod heartbeats;
+pub mod keys;
 pub mod live;
 pub mod moment;
 pub mod number;
 pub mod page;
 pub mod params;
 pub mod preferences;
+pub mod prices;
+pub mod report;
 pub mod session;
+pub mod settings;
 pub mod sign_in;
 pub mod site;
+pub mod snippet;
 pub mod spending;
 pub mod transactions;
+pub mod upstreams;
 pub mod usage;
 pub mod wallet;
 
@@ -66,12 +74,27 @@ pub enum Area {
 
 /// The navigation, in order.
 pub const PAGES: &[Entry] = &[
-    Entry { slug: "wallet", title: "Wallet", key: 'w', of: Area::Account },
-    Entry { slug: "costs", title: "Cost by model", key: 'm', of: Area::Account },
-    Entry { slug: "spending", title: "Spending over time", key: 's', of: Area::Account },
-    Entry { slug: "usage", title: "Usage details", key: 'u', of: Area::Account },
-    Entry { slug: "transactions", title: "Transactions", key: 't', of: Area::Account },
+    account("wallet", "Wallet", 'w'),
+    account("costs", "Cost by model", 'm'),
+    account("spending", "Spending over time", 's'),
+    account("usage", "Usage details", 'u'),
+    account("transactions", "Transactions", 't'),
+    account("heartbeats", "Heartbeats", 'h'),
+    account("keys", "Keys", 'k'),
+    account("settings", "Settings", 'e'),
+    operator("accounts", "Accounts", 'a'),
+    operator("prices", "Prices", 'p'),
+    operator("upstreams", "Upstreams", 'x'),
+    operator("alerts", "Alerts", 'l'),
 ];
+
+const fn account(slug: &'static str, title: &'static str, key: char) -> Entry {
+    Entry { slug, title, key, of: Area::Account }
+}
+
+const fn operator(slug: &'static str, title: &'static str, key: char) -> Entry {
+    Entry { slug, title, key, of: Area::Operator }
+}
 
 /// All pages; what is none of them is left to the rest of the control plane.
 pub fn router(state: State) -> Router {
@@ -92,6 +115,25 @@ pub fn router(state: State) -> Router {
         .route("/billing/{account}/usage/{id}", get(usage::one))
         .route("/billing/{account}/transactions", get(transactions::show))
         .route("/billing/{account}/live", get(live::state))
+        .route("/billing/{account}/heartbeats", get(heartbeats::show))
+        .route("/billing/{account}/keys", get(keys::show).post(keys::create))
+        .route("/billing/{account}/keys/end", post(keys::end))
+        .route("/billing/{account}/settings", get(settings::show))
+        .route("/billing/{account}/settings/alerts", post(settings::set_alerts))
+        .route("/billing/{account}/settings/alerts/test", post(settings::test_alerts))
+        .route("/billing/{account}/settings/display", post(settings::set_display))
+        .route("/billing/{account}/export/usage", get(settings::export_usage))
+        .route("/billing/{account}/export/ledger", get(settings::export_ledger))
+        .route("/billing/{account}/report", get(report::show))
+        .route("/operator/accounts", get(accounts::list).post(accounts::create))
+        .route("/operator/accounts/{account}", get(accounts::show))
+        .route("/operator/accounts/{account}/change", post(accounts::change))
+        .route("/operator/accounts/{account}/link", post(accounts::link))
+        .route("/operator/prices", get(prices::show))
+        .route("/operator/upstreams", get(upstreams::show))
+        .route("/operator/alerts", get(settings::show_all))
+        .route("/operator/alerts/alerts", post(settings::set_all))
+        .route("/operator/alerts/alerts/test", post(settings::test_all))
         .layer(middleware::from_fn_with_state(state.clone(), guard))
         .with_state(state.clone());
     pages.fallback_service(admin::router(state))
@@ -122,6 +164,11 @@ pub fn strip(base: &str, mut request: Request) -> Request {
         *request.uri_mut() = uri;
     }
     request
+}
+
+/// On to another page, once a form has done its work: a reload does not send it again.
+pub fn see(to: &str) -> Response {
+    (StatusCode::SEE_OTHER, [(header::LOCATION, to)]).into_response()
 }
 
 /// Refuses requests to other hosts, and gives every answer its headers.

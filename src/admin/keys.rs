@@ -11,7 +11,7 @@ use super::error::ErrorBody;
 use super::extract::{Body, Target, short_text};
 use super::{Error, State};
 use crate::key::{self, Class, KeyHash};
-use crate::store::{Key, Millis, Rejection, Rows, StoreError};
+use crate::store::{Account, Key, Millis, Rejection, Rows, StoreError};
 use crate::time;
 
 const NAME_CHARS: usize = 100;
@@ -65,11 +65,26 @@ pub async fn create(
     target: Target,
     Body(new): Body<NewKey>,
 ) -> Result<(StatusCode, Json<CreatedKey>), Error> {
+    let id = format!("key_{}", ulid::Ulid::generate().to_string().to_lowercase());
+    Ok((StatusCode::CREATED, Json(make(&state, &target.account, id, new).await?)))
+}
+
+/// Makes a key by an id that no key has.
+///
+/// # Errors
+///
+/// A bad field, or an id that is taken.
+pub async fn make(
+    state: &State,
+    account: &Account,
+    id: String,
+    new: NewKey,
+) -> Result<CreatedKey, Error> {
     let now = time::now();
     let secret = key::generate(Class::Client).map_err(|e| Error::Internal(e.to_string()))?;
     let details = Key {
-        id: format!("key_{}", ulid::Ulid::generate().to_string().to_lowercase()),
-        account: target.account.id,
+        id,
+        account: account.id.clone(),
         name: short_text("name", new.name, NAME_CHARS)?,
         tag: new.tag.map(|tag| short_text("tag", tag, NAME_CHARS)).transpose()?,
         models: valid_models(new.models)?,
@@ -81,8 +96,7 @@ pub async fn create(
     };
     let details = state.store.create_key(details, KeyHash::of(secret.expose())).await?;
     tracing::info!(account = %details.account, key = %details.id, "key created");
-    let created = CreatedKey { details, key: secret.expose().to_owned() };
-    Ok((StatusCode::CREATED, Json(created)))
+    Ok(CreatedKey { details, key: secret.expose().to_owned() })
 }
 
 /// The keys of an account, revoked ones too, oldest first; of a secret only `last4`.

@@ -7,7 +7,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 
 use super::assets;
-use crate::admin::State;
+use crate::admin::{self, State};
+use crate::alerts::AlertsError;
 use crate::store::StoreError;
 
 /// Why there is no page.
@@ -140,5 +141,30 @@ impl From<StoreError> for Failure {
 impl From<askama::Error> for Failure {
     fn from(error: askama::Error) -> Self {
         Self::Internal(error.to_string())
+    }
+}
+
+impl From<admin::Error> for Failure {
+    fn from(error: admin::Error) -> Self {
+        use admin::Error;
+        let text = error.to_string();
+        match error {
+            Error::AccountNotFound(_) | Error::KeyNotFound(_) | Error::ObjectNotFound(_) => {
+                Self::NotFound(text)
+            }
+            Error::Conflict(_) | Error::NotBooked(_) => Self::Conflict(text),
+            Error::LedgerUnavailable(why) => Self::Unavailable(why),
+            Error::Internal(why) => Self::Internal(why),
+            _ => Self::Invalid(text),
+        }
+    }
+}
+
+impl From<AlertsError> for Failure {
+    fn from(error: AlertsError) -> Self {
+        match error {
+            AlertsError::Invalid { .. } => Self::Invalid(format!("{error}.")),
+            AlertsError::Store(error) => error.into(),
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::moment::Zone;
 use super::page::Post;
 use super::{Failure, session};
 use crate::admin::State;
-use crate::store::{AccountId, Scope, Store, StoreError};
+use crate::store::{AccountId, Put, Scope, Store, StoreError};
 
 /// The document's name, in the scope of the account.
 pub const NAME: &str = "preferences";
@@ -35,6 +35,31 @@ impl Preferences {
     pub async fn of(store: &dyn Store, account: &AccountId) -> Result<Self, StoreError> {
         let found = store.document(&Scope::Account(account.clone()), NAME).await?;
         Ok(found.and_then(|found| serde_json::from_str(&found.body).ok()).unwrap_or_default())
+    }
+
+    /// Keeps them, whatever they were before.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written.
+    pub async fn keep(&self, store: &dyn Store, account: &AccountId) -> Result<(), StoreError> {
+        let scope = Scope::Account(account.clone());
+        let body =
+            serde_json::to_string(self).map_err(|e| StoreError::Unavailable(e.to_string()))?;
+        loop {
+            let found = store.document(&scope, NAME).await?;
+            let put = Put {
+                name: NAME.into(),
+                body: Some(body.clone()),
+                replaces: found.map(|found| found.version),
+                expires_at: None,
+            };
+            match store.put_document(&scope, put).await {
+                // Somebody else kept theirs meanwhile; the last one stays.
+                Err(StoreError::Conflict(_)) => {}
+                other => return other.map(drop),
+            }
+        }
     }
 
     /// The zone of a request: the account's, else the browser's, else UTC.

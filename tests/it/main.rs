@@ -25,6 +25,7 @@ mod hostile;
 mod http;
 mod io;
 mod limits;
+mod manage;
 mod pages;
 mod pricing;
 mod reload;

@@ -37,7 +37,7 @@ async fn a_holder_comes_in_by_a_link_that_works_once_and_sees_their_account_alon
     let shown = browser.find(".hero .figure data").await.attr("value").await.unwrap();
     assert_eq!(shown.as_deref(), Some("100"));
 
-    for page in PAGES {
+    for page in PAGES.iter().filter(|page| page.of == Area::Account) {
         browser.goto(&format!("{}/billing/{}/{}", proxy.admin_url(), other.id, page.slug)).await;
         assert_eq!(browser.text("h1").await, "Nothing here", "{}", page.slug);
     }

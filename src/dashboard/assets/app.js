@@ -149,6 +149,8 @@
     } catch { say("Copying is not allowed here: select the text and copy it"); }
   });
 
+  document.addEventListener("click", (event) => { if (event.target.closest?.("[data-print]")) print(); });
+
   // Filters that choose from a list need no button.
   document.addEventListener("change", (event) => {
     if (event.target.matches?.("form[data-auto] select, form[data-auto] input[type=checkbox]")) event.target.form.requestSubmit();

@@ -95,6 +95,11 @@ impl Account {
         Self { shared, id: id.into(), key: key.into() }
     }
 
+    /// Where the program is, for another account of it.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
     /// The same account, signing with another key.
     pub fn with_key(&self, key: &str) -> Self {
         Self { key: key.into(), ..self.clone() }
