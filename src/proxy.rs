@@ -18,11 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::alerts::Alerts;
-use crate::billing::Credits;
 use crate::billing::price::Model;
 use crate::config::{self, Config};
 use crate::prices::Prices;
-use crate::store::{Admission, Attribution, Candidate, Key, Store};
+use crate::store::{Admission, Attribution, Candidate, Key, Mode, Store};
 use crate::telemetry::Metrics;
 use crate::wire::{Endpoint, attribution, request};
 use accept::Route;
@@ -43,6 +42,7 @@ mod limit;
 mod listen;
 mod meter;
 mod price;
+mod refusal;
 mod reply;
 mod route;
 mod settle;
@@ -312,16 +312,15 @@ async fn admit(
     call: &Call,
     started: Instant,
 ) -> Result<Bill, Error> {
-    let how = Admission { max_in_flight: ctx.config.max_in_flight, hold: Credits::ZERO };
-    let candidate = Candidate {
-        id: call.id.clone(),
-        key: key.id.clone(),
-        model: call.target.model.name.clone(),
+    let how = Admission {
+        mode: Mode::Lenient,
+        max_in_flight: ctx.config.max_in_flight,
+        most: None,
+        tokens: 0,
     };
-    let admitted = ctx.store.admit(&key.account, candidate, how).await.map_err(Error::Ledger)?;
-    admitted.map_err(|refused| {
-        Error::refused(refused, &key.account.0, &ctx.config.billing_url, key.rejection)
-    })?;
+    let candidate = Candidate { id: call.id.clone(), model: call.target.model.name.clone() };
+    let admitted = ctx.store.admit(key, candidate, how).await.map_err(Error::Ledger)?;
+    admitted.map_err(|refused| Error::refused(refused, key, &ctx.config.billing_url))?;
     let request = &call.request;
     Ok(Bill::open(
         ctx,

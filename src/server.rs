@@ -25,7 +25,7 @@ use crate::prices::Prices;
 use crate::proxy::{self, Context};
 use crate::store::embedded::{Embedded, Options};
 use crate::store::journal::{self, Journal};
-use crate::store::{AccountId, Grant, Key, Page, Rejection, Store, StoreError};
+use crate::store::{AccountId, Grant, Key, KeyLimits, Page, Rejection, Store, StoreError};
 use crate::{admin, telemetry, time};
 
 /// The account of the first start, and of the key that `FAREBOX_CLIENT_KEY` presets.
@@ -408,6 +408,7 @@ async fn keep_key(
         tag: None,
         models: Vec::new(),
         rejection: Rejection::default(),
+        limits: KeyLimits::default(),
         last4: key::last4(key.expose()),
         created_at: jiff::Timestamp::now().as_millisecond(),
         expires_at: None,

@@ -19,10 +19,15 @@ use crate::billing::{Credits, Usage};
 use crate::key::KeyHash;
 
 pub use crate::time::Millis;
+pub use limits::{
+    AccountChange, Admission, Admitted, Change, KeyChange, KeyLimits, KeyUse, LimitsChange,
+    Measure, Mode, Period, RateUse, Refused, Spend,
+};
 
 pub mod audit;
 pub mod embedded;
 pub mod journal;
+mod limits;
 
 /// The answer of a store, once it is durable.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -100,6 +105,10 @@ pub struct Account {
     pub available: Credits,
     /// Requests that run now.
     pub in_flight: u32,
+    /// How requests are admitted; none: as the configuration says.
+    pub mode: Option<Mode>,
+    /// Requests that may run at once; none: as the configuration says.
+    pub max_in_flight: Option<u32>,
     /// When it was made.
     #[serde(with = "crate::time::millis")]
     #[schema(value_type = String, format = DateTime)]
@@ -122,6 +131,9 @@ pub struct Key {
     pub models: Vec<String>,
     /// How requests are refused when credits are used up.
     pub rejection: Rejection,
+    /// What it may spend, and how often it may be used.
+    #[serde(default)]
+    pub limits: KeyLimits,
     /// The last four characters of the secret.
     pub last4: String,
     /// When it was made.
@@ -156,50 +168,13 @@ pub enum Rejection {
     Message,
 }
 
-/// How an account's concurrency is bounded before a request is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Admission {
-    /// Requests of the account that may run at once.
-    pub max_in_flight: u32,
-    /// Credits set aside while it runs; zero in lenient mode.
-    pub hold: Credits,
-}
-
 /// A request that asks for a place, and what is known of it should the process die meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// Ours: `req_…`, the id of its settlement.
     pub id: String,
-    /// The id of the key that signed.
-    pub key: String,
     /// The model as asked, by its entry's name.
     pub model: String,
-}
-
-/// A request found worth serving: its place is held until `settle` or `release`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admitted {
-    /// The balance it was admitted at.
-    pub balance: Credits,
-}
-
-/// Why a request was not admitted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// Balance at or below zero, or the hold does not fit.
-    OutOfCredits {
-        /// The balance now.
-        balance: Credits,
-    },
-    /// Too many requests of the account run.
-    TooManyInFlight {
-        /// How many run.
-        running: u32,
-        /// How many may.
-        limit: u32,
-    },
-    /// The account is closing or closed.
-    NotOpen,
 }
 
 /// Where the counts of a usage row come from.
@@ -614,6 +589,9 @@ pub trait Store: Send + Sync + 'static {
     fn account(&self, id: &AccountId) -> Answer<'_, Account>;
     /// All accounts, by id.
     fn accounts(&self, page: Page) -> Answer<'_, Rows<Account>>;
+    /// Changes the name of an account, or how its requests are admitted; in force for the next
+    /// request.
+    fn configure_account(&self, id: &AccountId, change: AccountChange) -> Answer<'_, Account>;
 
     /// Keeps a key under the hash of its secret. `Conflict` if the hash exists.
     fn create_key(&self, key: Key, hash: KeyHash) -> Answer<'_, Key>;
@@ -621,15 +599,27 @@ pub trait Store: Send + Sync + 'static {
     fn key(&self, hash: &KeyHash) -> Answer<'_, Option<Arc<Key>>>;
     /// The keys of an account, revoked ones too, oldest first.
     fn keys(&self, account: &AccountId) -> Answer<'_, Vec<Key>>;
+    /// Changes a key, also one that is in use; in force for the next request.
+    fn change_key(&self, account: &AccountId, id: &str, change: KeyChange) -> Answer<'_, Key>;
+    /// What is used of a key's limits now.
+    fn key_use(&self, account: &AccountId, id: &str) -> Answer<'_, KeyUse>;
     /// Ends a key at once. Revoking twice is revoking once.
     fn revoke_key(&self, account: &AccountId, id: &str) -> Answer<'_, Key>;
 
     /// Takes a place for a request, or says why not. On the hot path.
     ///
-    /// The place is the request's until `settle` answers, or `release`.
+    /// Decided in one step, by what the store knows now of the account (status, balance, what
+    /// is held, requests that run) and of the key (whether it is still valid, its limits); of
+    /// `key` only its id and its account count. Limits of keys are checked in the order
+    /// spend, concurrency, requests and tokens a minute; nothing is counted of who is refused.
+    ///
+    /// The place is the request's until `settle` answers, or `release`. A store that outlives
+    /// this process lends it for a time, and renews it by itself for as long as the process
+    /// lives, so a dead process holds nothing for long. In a store that dies with its process
+    /// places end with it. Whose place has ended is settled all the same, once.
     fn admit(
         &self,
-        account: &AccountId,
+        key: &Key,
         request: Candidate,
         how: Admission,
     ) -> Answer<'_, Result<Admitted, Refused>>;

@@ -1,11 +1,30 @@
 //! Accounts, keys and requests as the measurements of the store make them.
 
 use farebox::billing::Usage;
-use farebox::store::{AccountId, Attribution, Outcome, Settlement, Source};
+use farebox::store::{
+    AccountId, Attribution, Key, KeyLimits, Outcome, Rejection, Settlement, Source,
+};
 
 /// `a0`, `a1`, …
 pub fn account_id(number: usize) -> AccountId {
     AccountId(format!("a{number}").into())
+}
+
+/// The key of an account, without limits.
+pub fn key(account: usize) -> Key {
+    Key {
+        id: format!("key_{account:026}"),
+        account: account_id(account),
+        name: String::new(),
+        tag: None,
+        models: Vec::new(),
+        rejection: Rejection::default(),
+        limits: KeyLimits::default(),
+        last4: String::new(),
+        created_at: 0,
+        expires_at: None,
+        revoked_at: None,
+    }
 }
 
 /// The end of a usual request; ids rise with the number, as those of real ones with time.
@@ -13,7 +32,7 @@ pub fn settlement(number: u64, account: usize) -> Settlement {
     Settlement {
         id: format!("req_{number:026}"),
         account: account_id(account),
-        key: "key_01J00000000000000000000000".into(),
+        key: key(account).id,
         model: "gpt-4o-mini".into(),
         served_model: None,
         upstream: "openai".into(),

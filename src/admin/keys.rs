@@ -11,7 +11,7 @@ use super::error::ErrorBody;
 use super::extract::{Body, Target, short_text};
 use super::{Error, State};
 use crate::key::{self, Class, KeyHash};
-use crate::store::{Account, Key, Millis, Rejection, Rows, StoreError};
+use crate::store::{Account, Key, KeyLimits, Millis, Rejection, Rows, StoreError};
 use crate::time;
 
 const NAME_CHARS: usize = 100;
@@ -89,6 +89,7 @@ pub async fn make(
         tag: new.tag.map(|tag| short_text("tag", tag, NAME_CHARS)).transpose()?,
         models: valid_models(new.models)?,
         rejection: new.rejection,
+        limits: KeyLimits::default(),
         last4: key::last4(secret.expose()),
         created_at: now,
         expires_at: new.expires_at.map(|text| expiry(&text, now)).transpose()?,

@@ -43,6 +43,11 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// Every token, in and out.
+    pub fn tokens(&self) -> u64 {
+        self.all_input().saturating_add(self.output)
+    }
+
     /// Every input token, whatever its class: what long-context bands look at.
     pub fn all_input(&self) -> u64 {
         self.input

@@ -1,8 +1,6 @@
 //! Every failure becomes a reply here, and is logged here, once.
 //!
-//! The words matter: agents sort errors by their text, and a plain "out of credits" locks
-//! a provider in OpenClaw for minutes, top-up or not. [`Error::OutOfCredits`] says what is
-//! shown verbatim, causes one request and no lock, and lets work resume at once.
+//! The words matter: agents sort errors by their text. Those about money are in `refusal`.
 
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
@@ -11,8 +9,8 @@ use serde_json::{Value, json};
 use super::Reply;
 use super::body::Body;
 use super::forward::Cause;
-use crate::billing::Credits;
-use crate::store::{Refused, Rejection, StoreError};
+use super::refusal::{Refusal, Why};
+use crate::store::{Key, Measure, Refused, Rejection, StoreError};
 use crate::wire::request::Invalid;
 use crate::wire::{self, Endpoint};
 
@@ -55,14 +53,26 @@ pub enum Error {
         "There is no response or conversation \"{id}\" of this account. Send the whole context instead."
     )]
     ObjectNotFound { id: String },
-    #[error("{}", out_of_credits(*.style, *.balance, .billing_url))]
-    OutOfCredits { balance: Credits, account: String, billing_url: String, style: Rejection },
+    #[error("{0}")]
+    Refused(Box<Refusal>),
+    #[error(
+        "What this request can cost has no bound, and this account asks for one. Set the largest output, such as max_tokens."
+    )]
+    Unbounded,
     #[error("The account is closed. Ask the operator to open it.")]
     NotOpen,
     #[error(
         "{running} requests of this account run at once, and {limit} may. Send this one when one of them has ended."
     )]
     TooManyConcurrent { running: u32, limit: u32 },
+    #[error(
+        "{running} requests of this key run at once, and {limit} may. Send this one when one of them has ended."
+    )]
+    KeyConcurrent { running: u32, limit: u32 },
+    #[error(
+        "This key may use {limit} {} a minute, and {used} are used. Wait {wait_s} s, then send the request again.", measured(*.of)
+    )]
+    KeyRate { of: Measure, limit: u64, used: u64, wait_s: u64 },
     #[error("Too many requests of this kind in one minute. Wait {wait_s} s, then send it again.")]
     RateLimited { wait_s: u64 },
     #[error("The service is busy. Send the request again in a second.")]
@@ -91,37 +101,20 @@ pub enum Error {
     UpstreamTimeout,
 }
 
+/// Longest `retry-after` of a limit a minute.
+const LONGEST_WAIT_S: u64 = 10;
+
+const fn measured(of: Measure) -> &'static str {
+    match of {
+        Measure::Requests => "requests",
+        Measure::Tokens => "tokens",
+    }
+}
+
 fn list(names: &[String]) -> String {
     match names {
         [] => "GET /v1/models lists the models.".into(),
         names => format!("Nearest are: {}. GET /v1/models lists all.", names.join(", ")),
-    }
-}
-
-/// The refusal of a request without credits, at most 300 characters.
-///
-/// Every odd word does work in OpenClaw: "Usage limit" makes it send one request and keep no
-/// lock, "monthly limit" with "quota" makes it show the text verbatim. Words of billing, such
-/// as "top up" or "credit balance", would lock the provider, and "try again in" reads as a wait.
-fn out_of_credits(style: Rejection, balance: Credits, billing_url: &str) -> String {
-    let place = match (billing_url, style) {
-        ("", Rejection::Billing) => String::from("Ask the operator to top up."),
-        (url, Rejection::Billing) => format!("Top up at {url}."),
-        ("", _) => String::from("Ask the operator to add credits and send again;"),
-        (url, _) => format!("Add credits at {url} and send again;"),
-    };
-    match style {
-        Rejection::Limit | Rejection::Message => format!(
-            "Usage limit reached: prepaid credits are used up (balance {balance}). {place} \
-             requests resume at once. (Prepaid quota, not a monthly limit.)"
-        ),
-        Rejection::Billing => {
-            format!("Insufficient credits: the balance is {balance}. {place} Requests then resume.")
-        }
-        Rejection::BadRequest => format!(
-            "The request was not sent: this account's prepaid amount is used up ({balance}). \
-             {place} requests resume at once."
-        ),
     }
 }
 
@@ -165,17 +158,13 @@ impl Error {
                 (StatusCode::FORBIDDEN, "permission_error", "model_not_allowed")
             }
             Self::ObjectNotFound { .. } => (StatusCode::NOT_FOUND, INVALID, "object_not_found"),
-            Self::OutOfCredits { style, .. } => match style {
-                Rejection::Limit | Rejection::Billing | Rejection::Message => {
-                    (StatusCode::PAYMENT_REQUIRED, "insufficient_credits", "insufficient_credits")
-                }
-                Rejection::BadRequest => (StatusCode::BAD_REQUEST, INVALID, "insufficient_credits"),
-            },
+            Self::Refused(refusal) => refusal.parts(),
+            Self::Unbounded => (StatusCode::BAD_REQUEST, INVALID, "max_tokens_required"),
             Self::NotOpen => (StatusCode::FORBIDDEN, "permission_error", "account_closed"),
-            Self::TooManyConcurrent { .. } => {
+            Self::TooManyConcurrent { .. } | Self::KeyConcurrent { .. } => {
                 (StatusCode::TOO_MANY_REQUESTS, RATE, "too_many_concurrent_requests")
             }
-            Self::RateLimited { .. } | Self::UpstreamBusy { .. } => {
+            Self::RateLimited { .. } | Self::UpstreamBusy { .. } | Self::KeyRate { .. } => {
                 (StatusCode::TOO_MANY_REQUESTS, RATE, "rate_limit_exceeded")
             }
             Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, API, "overloaded"),
@@ -193,8 +182,13 @@ impl Error {
     /// Seconds after which the same request may go well; `None` where repeating cannot help.
     const fn retry_after_s(&self) -> Option<u64> {
         match self {
-            Self::RateLimited { wait_s } | Self::UpstreamBusy { wait_s } => Some(*wait_s),
-            Self::Overloaded | Self::Draining | Self::TooManyConcurrent { .. } => Some(1),
+            Self::RateLimited { wait_s }
+            | Self::UpstreamBusy { wait_s }
+            | Self::KeyRate { wait_s, .. } => Some(*wait_s),
+            Self::Overloaded
+            | Self::Draining
+            | Self::TooManyConcurrent { .. }
+            | Self::KeyConcurrent { .. } => Some(1),
             Self::Ledger(_) => Some(5),
             Self::TooManyBadKeys => Some(10),
             _ => None,
@@ -209,6 +203,8 @@ impl Error {
             | Self::Overloaded
             | Self::Draining
             | Self::TooManyConcurrent { .. }
+            | Self::KeyConcurrent { .. }
+            | Self::KeyRate { .. }
             | Self::Ledger(_)
             | Self::TooManyBadKeys
             | Self::BodyTimeout
@@ -230,21 +226,43 @@ impl Error {
             | Self::WrongEndpoint { .. }
             | Self::ModelNotAllowed { .. }
             | Self::ObjectNotFound { .. }
-            | Self::OutOfCredits { .. }
+            | Self::Refused(_)
+            | Self::Unbounded
             | Self::NotOpen
             | Self::UpstreamAuth(_) => false,
         }
     }
 
     /// A refusal by the store.
-    pub fn refused(refused: Refused, account: &str, billing_url: &str, style: Rejection) -> Self {
-        match refused {
-            Refused::OutOfCredits { balance } => Self::OutOfCredits {
-                balance,
-                account: account.into(),
+    pub fn refused(refused: Refused, key: &Key, billing_url: &str) -> Self {
+        let for_money = |why| {
+            Self::Refused(Box::new(Refusal {
+                why,
+                account: key.account.to_string(),
                 billing_url: billing_url.into(),
-                style,
-            },
+                style: key.rejection,
+            }))
+        };
+        match refused {
+            Refused::OutOfCredits { balance } => for_money(Why::Empty { balance }),
+            Refused::HoldDoesNotFit { balance, held, most } => {
+                for_money(Why::Held { balance, held, most })
+            }
+            Refused::KeySpend { period, cap, spent, held, resets_at } => {
+                for_money(Why::Cap { period, cap, spent, held, resets_at })
+            }
+            Refused::Unbounded => Self::Unbounded,
+            Refused::KeyEnded { revoked } => Self::ApiKey(format!(
+                "The API key ending {} {}. Ask the operator for another.",
+                key.last4,
+                if revoked { "was revoked" } else { "has expired" }
+            )),
+            Refused::KeyInFlight { running, limit } => Self::KeyConcurrent { running, limit },
+            Refused::KeyRate { of, limit, used, wait_ms } => {
+                // Agents wait as long as they are told, so a long wait is told in parts.
+                let wait_s = wait_ms.div_ceil(1000).clamp(1, LONGEST_WAIT_S);
+                Self::KeyRate { of, limit, used, wait_s }
+            }
             Refused::TooManyInFlight { running, limit } => {
                 Self::TooManyConcurrent { running, limit }
             }
@@ -272,8 +290,8 @@ impl Error {
                 let mut error = json!({
                     "message": message, "type": kind, "param": self.parameter(), "code": code,
                 });
-                if let Self::OutOfCredits { balance, account, .. } = self {
-                    error["details"] = json!({ "balance": balance, "account": account });
+                if let Self::Refused(refusal) = self {
+                    error["details"] = refusal.details();
                 }
                 json!({ "error": error, "request_id": request_id })
             }
@@ -287,6 +305,11 @@ impl Error {
             )
             | Self::NotAllowed { parameter, .. } => Some(parameter),
             Self::ModelNotFound { .. } | Self::WrongEndpoint { .. } => Some("model"),
+            Self::Refused(refusal) => refusal.parameter(),
+            Self::Unbounded => Some("max_tokens"),
+            Self::KeyConcurrent { .. } => Some("max_in_flight"),
+            Self::KeyRate { of: Measure::Requests, .. } => Some("requests_per_minute"),
+            Self::KeyRate { of: Measure::Tokens, .. } => Some("tokens_per_minute"),
             _ => None,
         }
     }
@@ -295,8 +318,8 @@ impl Error {
     pub fn into_reply(self, endpoint: Option<Endpoint>, stream: bool, request_id: &str) -> Reply {
         let (status, _, code) = self.parts();
         self.log(status, code, request_id);
-        if let (Self::OutOfCredits { style: Rejection::Message, .. }, Some(endpoint)) =
-            (&self, endpoint)
+        if let (Self::Refused(refusal), Some(endpoint)) = (&self, endpoint)
+            && refusal.style == Rejection::Message
             && let Some((kind, body)) =
                 wire::refusal::message(endpoint, stream, &self.to_string(), request_id)
         {
@@ -402,52 +425,14 @@ fn google_status(status: StatusCode) -> &'static str {
 mod tests {
     use super::*;
 
-    fn refusal(style: Rejection, billing_url: &str) -> String {
-        let balance = "-12.345678901".parse().unwrap();
-        let error = Error::OutOfCredits {
-            balance,
-            account: "default".into(),
-            billing_url: billing_url.into(),
-            style,
-        };
-        error.to_string()
-    }
-
-    /// The patterns by which OpenClaw sorts and shows errors (its `message-patterns` and
-    /// `user-copy`, as shipped in 2026.9.6).
-    #[test]
-    fn the_refusal_is_read_as_a_limit_and_shown_verbatim() {
-        for url in ["", "https://credits.example.org/billing"] {
-            let text = refusal(Rejection::Limit, url).to_lowercase();
-            for billing_word in [
-                "insufficient credits",
-                "insufficient quota",
-                "credit balance",
-                "plans & billing",
-                "insufficient balance",
-                "add more credits",
-                "top up",
-                "payment required",
-                "available balance",
-                "spend limit",
-                "try again in",
-            ] {
-                assert!(!text.contains(billing_word), "{billing_word}");
-            }
-            assert!(text.contains("usage limit"));
-            assert!(text.contains("monthly limit") && text.contains("quota"));
-            assert!(text.len() <= 300, "{}", text.len());
-        }
-    }
-
     #[test]
     fn a_refusal_for_lack_of_credits_is_402_and_not_to_be_retried() {
-        let error = Error::OutOfCredits {
-            balance: "-0.1".parse().unwrap(),
+        let error = Error::Refused(Box::new(Refusal {
+            why: Why::Empty { balance: "-0.1".parse().unwrap() },
             account: "default".into(),
             billing_url: String::new(),
             style: Rejection::Limit,
-        };
+        }));
         let object = error.object(Some(Endpoint::Chat), "req_1");
         assert_eq!(object["error"]["code"], "insufficient_credits");
         assert_eq!(object["error"]["details"]["balance"], "-0.1");

@@ -15,23 +15,27 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{
-    Account, AccountId, Admission, Admitted, Answer, Candidate, Document, Entry, EntryFilter,
-    Grant, Granted, Group, Key, LotFilter, LotRow, Millis, Page, Put, Refused, Rows, Scope,
-    Settled, Settlement, Store, StoreError, SummaryRow, Undo, UsageFilter, UsageRow,
+    Account, AccountChange, AccountId, Admission, Admitted, Answer, Candidate, Document, Entry,
+    EntryFilter, Grant, Granted, Group, Key, KeyChange, KeyUse, LotFilter, LotRow, Millis, Page,
+    Put, Refused, Rows, Scope, Settled, Settlement, Store, StoreError, SummaryRow, Undo,
+    UsageFilter, UsageRow,
 };
 use crate::billing::audit::Record;
 use crate::key::KeyHash;
 use changes::{Booked, CloseAccount, GrantCredits, Refund, Reverse, Sweep};
 use documents::PutDocument;
 use keys::Keys;
-use live::Live;
-use operations::{CreateAccount, CreateKey, ForgetFlight, Own, RevokeKey, Settle};
+use live::{Live, Missing};
+use operations::{
+    ChangeKey, ConfigureAccount, CreateAccount, CreateKey, ForgetFlight, Own, Settle,
+};
 use read::Order;
 use readers::Readers;
 use shelf::{Shelf, Step};
 use sql::Fault;
 use writer::{Operation, Reply, Writer};
 
+mod allowance;
 mod audit;
 mod books;
 mod changes;
@@ -189,22 +193,33 @@ impl Embedded {
         Box::pin(self.pages.read(query))
     }
 
-    /// Admits a request of an account that is not in memory yet.
-    async fn admit_after_reading(
+    /// Answers from memory, into which it first reads what is missing.
+    async fn answer_from_memory<T>(
         &self,
-        account: AccountId,
-        request: Candidate,
-        how: Admission,
-        mut ticket: live::Ticket,
-    ) -> Result<Result<Admitted, Refused>, StoreError> {
+        account: &AccountId,
+        key: &str,
+        mut missing: Missing,
+        ask: impl Fn(&Live, Millis) -> Result<T, Missing>,
+    ) -> Result<T, StoreError> {
         loop {
-            let id = account.clone();
-            let snapshot = self.lookups.read(move |db| read::snapshot(db, &id)).await?;
-            self.memory.live.insert(ticket, account.clone(), snapshot);
-            match self.memory.live.admit(&account, &request, how, (self.clock)()) {
+            let (id, live) = (account.clone(), &self.memory.live);
+            match missing {
+                Missing::Account(ticket) => {
+                    let read = move |db: &_| read::snapshot(db, &id);
+                    let (snapshot, ways) = self.lookups.read(read).await?;
+                    live.insert(ticket, account.clone(), snapshot, ways, (self.clock)());
+                }
+                Missing::Key(ticket) => {
+                    let (key_id, now) = (key.to_owned(), (self.clock)());
+                    let read = move |db: &_| read::terms(db, &id, &key_id, now);
+                    let terms = self.lookups.read(read).await?;
+                    live.insert_key(ticket, account, key, terms, now);
+                }
+            }
+            match ask(live, (self.clock)()) {
                 Ok(answer) => return Ok(answer),
-                // A balance changed while it was read.
-                Err(next) => ticket = next,
+                // Something changed while it was read, or the other is missing too.
+                Err(next) => missing = next,
             }
         }
     }
@@ -262,6 +277,15 @@ impl Store for Embedded {
         })
     }
 
+    fn configure_account(&self, id: &AccountId, change: AccountChange) -> Answer<'_, Account> {
+        let id = id.clone();
+        let reply = self.writer.submit(ConfigureAccount { id: id.clone(), change });
+        Box::pin(async move {
+            answered(reply).await?;
+            self.account(&id).await
+        })
+    }
+
     fn create_key(&self, key: Key, hash: KeyHash) -> Answer<'_, Key> {
         self.write(CreateKey { key, hash })
     }
@@ -286,30 +310,54 @@ impl Store for Embedded {
         self.page(move |db| read::keys(db, &account))
     }
 
+    fn change_key(&self, account: &AccountId, id: &str, change: KeyChange) -> Answer<'_, Key> {
+        let (account, id) = (account.clone(), id.into());
+        let reply = self.writer.submit(ChangeKey { account, id, change: Some(change) });
+        Box::pin(async move { answered(reply).await.map(|(key, _)| key) })
+    }
+
+    fn key_use(&self, account: &AccountId, id: &str) -> Answer<'_, KeyUse> {
+        match self.memory.live.key_use(account, id, (self.clock)()) {
+            Ok(answer) => Box::pin(ready(Ok(answer))),
+            Err(missing) => {
+                let (account, id) = (account.clone(), id.to_owned());
+                Box::pin(async move {
+                    let ask = |live: &Live, now| live.key_use(&account, &id, now);
+                    self.answer_from_memory(&account, &id, missing, ask).await
+                })
+            }
+        }
+    }
+
     fn revoke_key(&self, account: &AccountId, id: &str) -> Answer<'_, Key> {
-        let reply = self.writer.submit(RevokeKey { account: account.clone(), id: id.into() });
+        let (account, id) = (account.clone(), id.into());
+        let reply = self.writer.submit(ChangeKey { account, id, change: None });
         Box::pin(async move { answered(reply).await.map(|(key, _)| key) })
     }
 
     fn admit(
         &self,
-        account: &AccountId,
+        key: &Key,
         request: Candidate,
         how: Admission,
     ) -> Answer<'_, Result<Admitted, Refused>> {
         if let Err(outage) = self.memory.outage() {
             return Box::pin(ready(Err(outage)));
         }
-        match self.memory.live.admit(account, &request, how, (self.clock)()) {
+        match self.memory.live.admit(key, &request, how, (self.clock)()) {
             Ok(answer) => Box::pin(ready(Ok(answer))),
-            Err(ticket) => {
-                Box::pin(self.admit_after_reading(account.clone(), request, how, ticket))
+            Err(missing) => {
+                let key = key.clone();
+                Box::pin(async move {
+                    let ask = |live: &Live, now| live.admit(&key, &request, how, now);
+                    self.answer_from_memory(&key.account, &key.id, missing, ask).await
+                })
             }
         }
     }
 
     fn release(&self, account: &AccountId, request: &str) {
-        let is_noted = self.memory.live.end(account, request);
+        let is_noted = self.memory.live.end(account, request, 0, (self.clock)());
         if is_noted {
             let request = request.into();
             // Nobody waits for it; it is kept until it is written.

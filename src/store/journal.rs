@@ -26,9 +26,10 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Account, AccountId, Admission, Admitted, Answer, Backlog, Candidate, Document, Entry,
-    EntryFilter, Grant, Granted, Group, Key, LotFilter, LotRow, Millis, Page, Put, Refused, Rows,
-    Scope, Settled, Settlement, Store, StoreError, SummaryRow, Undo, UsageFilter, UsageRow,
+    Account, AccountChange, AccountId, Admission, Admitted, Answer, Backlog, Candidate, Document,
+    Entry, EntryFilter, Grant, Granted, Group, Key, KeyChange, KeyUse, LotFilter, LotRow, Millis,
+    Page, Put, Refused, Rows, Scope, Settled, Settlement, Store, StoreError, SummaryRow, Undo,
+    UsageFilter, UsageRow,
 };
 use crate::billing::audit::Record;
 use crate::key::KeyHash;
@@ -358,6 +359,11 @@ impl Store for Journal {
         self.ask(self.shared.store.accounts(page))
     }
 
+    fn configure_account(&self, id: &AccountId, change: AccountChange) -> Answer<'_, Account> {
+        // As documents: what it was to become may be another by the time it is sent again.
+        self.ask(self.shared.store.configure_account(id, change))
+    }
+
     fn create_key(&self, key: Key, hash: KeyHash) -> Answer<'_, Key> {
         let operation = Operation::CreateKey { key: Box::new(key.clone()), hash: hash.0 };
         self.through(operation, move |store| store.create_key(key, hash))
@@ -371,6 +377,15 @@ impl Store for Journal {
         self.ask(self.shared.store.keys(account))
     }
 
+    fn change_key(&self, account: &AccountId, id: &str, change: KeyChange) -> Answer<'_, Key> {
+        // As above.
+        self.ask(self.shared.store.change_key(account, id, change))
+    }
+
+    fn key_use(&self, account: &AccountId, id: &str) -> Answer<'_, KeyUse> {
+        self.ask(self.shared.store.key_use(account, id))
+    }
+
     fn revoke_key(&self, account: &AccountId, id: &str) -> Answer<'_, Key> {
         let (account, key) = (account.clone(), id.to_owned());
         let operation = Operation::RevokeKey { account: account.clone(), key: key.clone() };
@@ -379,13 +394,13 @@ impl Store for Journal {
 
     fn admit(
         &self,
-        account: &AccountId,
+        key: &Key,
         request: Candidate,
         how: Admission,
     ) -> Answer<'_, Result<Admitted, Refused>> {
-        let may_pass = self.shared.log_works().and_then(|()| self.shared.gate().may_pass(account));
-        match may_pass {
-            Ok(()) => self.ask(self.shared.store.admit(account, request, how)),
+        let may_pass = |()| self.shared.gate().may_pass(&key.account);
+        match self.shared.log_works().and_then(may_pass) {
+            Ok(()) => self.ask(self.shared.store.admit(key, request, how)),
             Err(unavailable) => Box::pin(std::future::ready(Err(unavailable))),
         }
     }

@@ -1,4 +1,4 @@
--- The embedded store, schema 4. Amounts are whole nano-credits (10⁻⁹ of a credit), times are
+-- The embedded store, schema 5. Amounts are whole nano-credits (10⁻⁹ of a credit), times are
 -- milliseconds since 1970 (UTC). The number of the schema is in `PRAGMA user_version`.
 --
 -- There are no foreign keys: accounts and keys are never deleted, and an operation has read
@@ -14,7 +14,9 @@ CREATE TABLE account (
     sub         INTEGER NOT NULL, -- records since without an entry
     last_ts     INTEGER NOT NULL, -- of the last record; time never steps back behind it
     created_at  INTEGER NOT NULL,
-    next_expiry INTEGER -- the soonest of its lots that are not empty
+    next_expiry INTEGER, -- the soonest of its lots that are not empty
+    mode          TEXT CHECK (mode IN ('lenient', 'one_request', 'strict')), -- NULL: the default
+    max_in_flight INTEGER -- NULL: the default
 ) STRICT;
 CREATE INDEX account_expiry ON account (next_expiry) WHERE next_expiry IS NOT NULL;
 CREATE INDEX account_closing ON account (id) WHERE status = 'closing';
@@ -30,7 +32,8 @@ CREATE TABLE key (
     last4      TEXT NOT NULL,
     created_at INTEGER NOT NULL,
     expires_at INTEGER,
-    revoked_at INTEGER
+    revoked_at INTEGER,
+    limits     TEXT NOT NULL DEFAULT '{}' -- a JSON object
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX key_of_account ON key (account, created_at, id);
 
@@ -162,6 +165,8 @@ CREATE TABLE usage_hour (
     estimated      INTEGER NOT NULL,
     PRIMARY KEY (account, hour, model, key, tag)
 ) STRICT, WITHOUT ROWID;
+-- What a key has spent. Only a new row touches it.
+CREATE INDEX usage_hour_of_key ON usage_hour (account, key, hour);
 
 -- Requests that have run for a while and have not ended. What is found here at start was cut
 -- off with the process.

@@ -22,6 +22,7 @@ fn codes(path: &str) -> BTreeSet<String> {
 #[test]
 fn every_error_code_has_its_place_in_the_page_of_errors() {
     let mut all = codes("src/proxy/error.rs");
+    all.extend(codes("src/proxy/refusal.rs"));
     assert!(all.len() > 20 && all.contains("insufficient_credits"), "{all:?}");
     all.extend(codes("src/admin/error.rs"));
     let page = text("docs/errors.md");

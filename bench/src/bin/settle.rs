@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use bench::store::{account_id, settlement};
+use bench::store::{account_id, key, settlement};
 use bench::{Args, now_ns, runtime};
-use farebox::billing::Credits;
 use farebox::billing::ledger::Kind;
+use farebox::key::KeyHash;
 use farebox::store::embedded::{Embedded, Options, Synchronous};
-use farebox::store::{Admission, Candidate, Grant, Store};
+use farebox::store::{Admission, Candidate, Grant, Mode, Store};
 use hdrhistogram::Histogram;
 use rusqlite::{Connection, params};
 
@@ -105,6 +105,9 @@ async fn measure(
     for account in 0..accounts {
         let id = account_id(account);
         store.create_account(id.clone(), String::new()).await.expect("an account");
+        let key = key(account);
+        let hash = KeyHash::of(&key.id);
+        store.create_key(key, hash).await.expect("a key");
         let grant = Grant {
             account: id,
             kind: Kind::Topup,
@@ -145,14 +148,12 @@ async fn measure(
 }
 
 async fn debit(store: &dyn Store, number: u64, accounts: usize) {
-    let settlement = settlement(number, number as usize % accounts);
-    let candidate = Candidate {
-        id: settlement.id.clone(),
-        key: settlement.key.clone(),
-        model: settlement.model.clone(),
-    };
-    let how = Admission { max_in_flight: u32::MAX, hold: Credits::ZERO };
-    let admitted = store.admit(&settlement.account, candidate, how).await;
+    let account = number as usize % accounts;
+    let settlement = settlement(number, account);
+    let candidate = Candidate { id: settlement.id.clone(), model: settlement.model.clone() };
+    let (mode, max_in_flight) = (Mode::Lenient, u32::MAX);
+    let how = Admission { mode, max_in_flight, most: None, tokens: 0 };
+    let admitted = store.admit(&key(account), candidate, how).await;
     admitted.expect("the store answers").expect("admitted");
     store.settle(settlement).await.expect("settled");
 }

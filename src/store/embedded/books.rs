@@ -110,6 +110,7 @@ impl Kept {
             status: self.status,
             lots: full.map(|lot| (lot.expires_at, lot.remaining)).collect(),
             ts: self.ts,
+            seq: self.seq,
         }
     }
 }

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use super::Synchronous;
 
 /// The version that this program writes.
-const SCHEMA: i64 = 4;
+const SCHEMA: i64 = 5;
 /// "Fbx1" in `PRAGMA application_id`: tells our files from other SQLite files.
 const APPLICATION: i64 = 0x4662_7831;
 /// Statements kept prepared; more than there are.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::key::KeyHash;
-use crate::store::{Key, Millis};
+use crate::store::Key;
 
 /// Keys of one generation; two are kept.
 const GENERATION: usize = 32_768;
@@ -18,11 +18,11 @@ pub(super) struct Keys(Mutex<Inner>);
 struct Inner {
     young: HashMap<KeyHash, Arc<Key>>,
     old: HashMap<KeyHash, Arc<Key>>,
-    revocations: u64,
+    changes: u64,
 }
 
 /// Taken before a key is read from the database: what is read is kept only if no key has been
-/// revoked since.
+/// changed since.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ticket(u64);
 
@@ -38,25 +38,25 @@ impl Keys {
                 inner.insert(*hash, key.clone());
                 Ok(key)
             }
-            None => Err(Ticket(inner.revocations)),
+            None => Err(Ticket(inner.changes)),
         }
     }
 
     /// Keeps a key that was read.
     pub(super) fn insert(&self, ticket: Ticket, hash: KeyHash, key: Arc<Key>) {
         let mut inner = self.lock();
-        if ticket == Ticket(inner.revocations) {
+        if ticket == Ticket(inner.changes) {
             inner.insert(hash, key);
         }
     }
 
-    /// Ends a key from now on.
-    pub(super) fn revoke(&self, hash: &KeyHash, at: Millis) {
+    /// Shows a key as it is from now on.
+    pub(super) fn change(&self, hash: &KeyHash, key: &Key) {
         let mut inner = self.lock();
-        inner.revocations += 1;
+        inner.changes += 1;
         let Inner { young, old, .. } = &mut *inner;
-        for key in [young.get_mut(hash), old.get_mut(hash)].into_iter().flatten() {
-            Arc::make_mut(key).revoked_at = Some(at);
+        for kept in [young.get_mut(hash), old.get_mut(hash)].into_iter().flatten() {
+            *kept = Arc::new(key.clone());
         }
     }
 
@@ -78,7 +78,7 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{AccountId, Rejection};
+    use crate::store::{AccountId, KeyLimits, Rejection};
 
     fn key(id: usize) -> (KeyHash, Arc<Key>) {
         let key = Key {
@@ -88,6 +88,7 @@ mod tests {
             tag: None,
             models: vec![],
             rejection: Rejection::Limit,
+            limits: KeyLimits::default(),
             last4: String::new(),
             created_at: 0,
             expires_at: None,
@@ -101,21 +102,21 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_was_read_before_a_revocation_is_not_kept() {
+    fn a_key_that_was_read_before_a_change_is_not_kept() {
         let keys = Keys::default();
         let (hash, key) = key(1);
         let before = ticket(&keys);
-        keys.revoke(&hash, 7);
+        keys.change(&hash, &key);
         keys.insert(before, hash, key);
         assert!(keys.get(&hash).is_err());
     }
 
     #[test]
-    fn a_kept_key_is_revoked_in_place() {
+    fn a_kept_key_is_changed_in_place() {
         let keys = Keys::default();
         let (hash, key) = key(1);
-        keys.insert(ticket(&keys), hash, key);
-        keys.revoke(&hash, 7);
+        keys.insert(ticket(&keys), hash, key.clone());
+        keys.change(&hash, &Key { revoked_at: Some(7), ..Key::clone(&key) });
         assert_eq!(keys.get(&hash).ok().unwrap().revoked_at, Some(7));
     }
 

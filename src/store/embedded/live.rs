@@ -8,12 +8,17 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::allowance::{Allowance, Terms};
 use crate::billing::Credits;
 use crate::billing::audit::Hold;
-use crate::store::{AccountId, Admission, Admitted, Candidate, Millis, Refused, Status};
+use crate::store::{
+    AccountId, Admission, Admitted, Candidate, Key, KeyUse, Millis, Mode, Refused, Status,
+};
 
 /// Accounts kept before those without running requests are forgotten.
 const CAPACITY: usize = 65_536;
+/// Keys of one account kept before the idle ones are forgotten.
+const KEYS: usize = 4096;
 
 /// The accounts used lately and the requests that run.
 pub(super) struct Live {
@@ -26,7 +31,7 @@ struct Inner {
     accounts: HashMap<AccountId, State>,
     /// Requests not yet looked at by [`Live::long_running`], oldest first; many have ended.
     admitted: VecDeque<(Instant, AccountId, Arc<str>)>,
-    /// Accounts that changed while they were not here.
+    /// Accounts and keys that changed while they were not here.
     missed: u64,
     /// How many accounts make us look for idle ones.
     sweep_at: usize,
@@ -41,6 +46,15 @@ pub(super) struct Snapshot {
     pub lots: Vec<(Millis, Credits)>,
     /// Of what was written last: time never steps back behind it.
     pub ts: Millis,
+    /// Of the last entry.
+    pub seq: u64,
+}
+
+/// How requests of an account are admitted, where it is not as the configuration says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ways {
+    pub mode: Option<Mode>,
+    pub max_in_flight: Option<u32>,
 }
 
 impl Snapshot {
@@ -59,28 +73,41 @@ impl Snapshot {
 
 struct State {
     snapshot: Snapshot,
+    ways: Ways,
     held: Credits,
     running: HashMap<Arc<str>, Running>,
+    keys: HashMap<Arc<str>, Allowance>,
+    /// How many keys make us look for idle ones.
+    sweep_at: usize,
 }
 
 struct Running {
-    key: String,
+    key: Arc<str>,
     model: String,
     admitted_at: Millis,
     held: Credits,
+    tokens: u64,
     /// It has a row, which must go when it ends.
     noted: bool,
 }
 
-/// Taken before an account is read from the database: what is read is kept only if no change
-/// has been missed since.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Taken before an account or a key is read from the database: what is read is kept only if
+/// no change has been missed since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket(u64);
+
+/// What must be read before there is an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    Account(Ticket),
+    Key(Ticket),
+}
 
 /// A request that has run for a while.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Flight {
     pub account: AccountId,
+    pub key: String,
     pub request: Candidate,
     pub admitted_at: Millis,
 }
@@ -99,29 +126,47 @@ impl Live {
     /// Takes a place, or says why not; in one step, so that limits are exact.
     pub(super) fn admit(
         &self,
-        account: &AccountId,
+        key: &Key,
         request: &Candidate,
         how: Admission,
         now: Millis,
-    ) -> Result<Result<Admitted, Refused>, Ticket> {
+    ) -> Result<Result<Admitted, Refused>, Missing> {
         let mut inner = self.lock();
         let Inner { accounts, admitted, missed, .. } = &mut *inner;
-        let Some(state) = accounts.get_mut(account) else { return Err(Ticket(*missed)) };
+        let Some(state) = accounts.get_mut(&key.account) else {
+            return Err(Missing::Account(Ticket(*missed)));
+        };
         let balance = state.snapshot.usable(now);
         if state.running.contains_key(request.id.as_str()) {
             return Ok(Ok(Admitted { balance }));
         }
-        if let Err(refused) = state.may_run(how, balance) {
+        let running = state.in_flight();
+        let State { snapshot, ways, held, keys, .. } = state;
+        let Some(allowance) = keys.get_mut(key.id.as_str()).filter(|known| known.is_read()) else {
+            return Err(Missing::Key(Ticket(*missed)));
+        };
+        let now = now.max(snapshot.ts);
+        let mode = ways.mode.unwrap_or(how.mode);
+        let account = AccountNow { status: snapshot.status, balance, held: *held, running };
+        let limit = ways.max_in_flight.unwrap_or(how.max_in_flight);
+        let checked = allowance
+            .check_valid(now)
+            .and_then(|()| account.check(mode, how.most, limit))
+            .and_then(|()| allowance.check_limits(mode, &how, now));
+        if let Err(refused) = checked {
             return Ok(Err(refused));
         }
+        let hold = mode.hold(balance - *held, how.most);
+        *held += hold;
+        allowance.begin(hold, how.tokens, now);
         let id: Arc<str> = request.id.as_str().into();
-        admitted.push_back((Instant::now(), account.clone(), id.clone()));
-        state.held += how.hold;
+        admitted.push_back((Instant::now(), key.account.clone(), id.clone()));
         let running = Running {
-            key: request.key.clone(),
+            key: allowance.id.clone(),
             model: request.model.clone(),
             admitted_at: now,
-            held: how.hold,
+            held: hold,
+            tokens: how.tokens,
             noted: false,
         };
         state.running.insert(id, running);
@@ -129,17 +174,61 @@ impl Live {
     }
 
     /// Keeps an account that was read, unless it is here or what was read may be old.
-    pub(super) fn insert(&self, ticket: Ticket, account: AccountId, snapshot: Snapshot) {
+    pub(super) fn insert(
+        &self,
+        ticket: Ticket,
+        account: AccountId,
+        snapshot: Snapshot,
+        ways: Ways,
+        now: Millis,
+    ) {
         let mut inner = self.lock();
         if ticket != Ticket(inner.missed) || inner.accounts.contains_key(&account) {
             return;
         }
         if inner.accounts.len() >= inner.sweep_at {
-            inner.accounts.retain(|_, state| !state.running.is_empty());
+            inner.accounts.retain(|_, state| !state.is_idle(now));
             inner.sweep_at = CAPACITY.max(2 * inner.accounts.len());
         }
-        let state = State { snapshot, held: Credits::ZERO, running: HashMap::new() };
+        let state = State {
+            snapshot,
+            ways,
+            held: Credits::ZERO,
+            running: HashMap::new(),
+            keys: HashMap::new(),
+            sweep_at: KEYS,
+        };
         inner.accounts.insert(account, state);
+    }
+
+    /// Keeps what was read of a key, unless it may be old.
+    pub(super) fn insert_key(
+        &self,
+        ticket: Ticket,
+        account: &AccountId,
+        id: &str,
+        terms: Terms,
+        now: Millis,
+    ) {
+        let mut inner = self.lock();
+        if ticket != Ticket(inner.missed) {
+            return;
+        }
+        let Some(State { keys, sweep_at, .. }) = inner.accounts.get_mut(account) else { return };
+        if keys.len() >= *sweep_at {
+            keys.retain(|_, allowance| !allowance.is_idle(now));
+            *sweep_at = KEYS.max(2 * keys.len());
+        }
+        let allowance = match keys.get_mut(id) {
+            Some(allowance) => allowance,
+            None => {
+                let allowance = Allowance::new(id);
+                keys.entry(allowance.id.clone()).or_insert(allowance)
+            }
+        };
+        if !allowance.is_read() {
+            allowance.set_terms(terms);
+        }
     }
 
     /// Sets what was committed.
@@ -151,13 +240,74 @@ impl Live {
         }
     }
 
-    /// Gives a place back. True if the request has a row that must go.
-    pub(super) fn end(&self, account: &AccountId, request: &str) -> bool {
+    /// Sets how requests of an account are admitted.
+    pub(super) fn set_ways(&self, account: &AccountId, ways: Ways) {
+        let mut inner = self.lock();
+        match inner.accounts.get_mut(account) {
+            Some(state) => state.ways = ways,
+            None => inner.missed += 1,
+        }
+    }
+
+    /// A key was changed or revoked: it is read anew when it is next used.
+    pub(super) fn forget_key(&self, account: &AccountId, id: &str) {
+        let mut inner = self.lock();
+        inner.missed += 1;
+        let state = inner.accounts.get_mut(account);
+        if let Some(allowance) = state.and_then(|state| state.keys.get_mut(id)) {
+            allowance.forget_terms();
+        }
+    }
+
+    /// Sets what a committed charge left, and counts it against the caps of its key.
+    pub(super) fn charged(
+        &self,
+        account: &AccountId,
+        key: &str,
+        charge: Credits,
+        snapshot: Snapshot,
+    ) {
+        let mut inner = self.lock();
+        let (seq, ts) = (snapshot.seq, snapshot.ts);
+        let is_here = inner.accounts.get_mut(account).is_some_and(|state| {
+            state.snapshot = snapshot;
+            let allowance = state.keys.get_mut(key);
+            allowance.is_some_and(|allowance| allowance.charge(charge, seq, ts))
+        });
+        if !is_here {
+            inner.missed += 1;
+        }
+    }
+
+    /// Gives a place back, of a request that used so many tokens. True if it has a row that
+    /// must go.
+    pub(super) fn end(&self, account: &AccountId, request: &str, tokens: u64, now: Millis) -> bool {
         let mut inner = self.lock();
         let Some(state) = inner.accounts.get_mut(account) else { return false };
         let Some(running) = state.running.remove(request) else { return false };
         state.held = state.held - running.held;
+        if let Some(allowance) = state.keys.get_mut(&running.key) {
+            allowance.end(running.held, running.tokens, tokens, now);
+        }
         running.noted
+    }
+
+    /// What is used of a key's limits.
+    pub(super) fn key_use(
+        &self,
+        account: &AccountId,
+        id: &str,
+        now: Millis,
+    ) -> Result<KeyUse, Missing> {
+        let mut inner = self.lock();
+        let Inner { accounts, missed, .. } = &mut *inner;
+        let Some(state) = accounts.get_mut(account) else {
+            return Err(Missing::Account(Ticket(*missed)));
+        };
+        match state.keys.get_mut(id).filter(|known| known.is_read()) {
+            Some(allowance) => Ok(allowance.in_use(now.max(state.snapshot.ts))),
+            None => Err(Missing::Key(Ticket(*missed))),
+        }
     }
 
     /// How many requests of an account run, and what is held for them.
@@ -196,12 +346,9 @@ impl Live {
                 continue;
             };
             running.noted = true;
-            let request = Candidate {
-                id: id.to_string(),
-                key: running.key.clone(),
-                model: running.model.clone(),
-            };
-            flights.push(Flight { account, request, admitted_at: running.admitted_at });
+            let request = Candidate { id: id.to_string(), model: running.model.clone() };
+            let key = running.key.to_string();
+            flights.push(Flight { account, key, request, admitted_at: running.admitted_at });
         }
         flights
     }
@@ -216,16 +363,34 @@ impl State {
         u32::try_from(self.running.len()).unwrap_or(u32::MAX)
     }
 
-    fn may_run(&self, how: Admission, balance: Credits) -> Result<(), Refused> {
-        let running = self.in_flight();
-        // Without a hold the balance alone decides, whatever is held for others.
-        let hold_fits = how.hold == Credits::ZERO || balance - self.held >= how.hold;
-        if self.snapshot.status != Status::Open {
+    /// Whether it would be the same if it were read anew.
+    fn is_idle(&self, now: Millis) -> bool {
+        self.running.is_empty() && self.keys.values().all(|allowance| allowance.is_idle(now))
+    }
+}
+
+/// What admission asks of an account.
+struct AccountNow {
+    status: Status,
+    balance: Credits,
+    held: Credits,
+    running: u32,
+}
+
+impl AccountNow {
+    fn check(&self, mode: Mode, most: Option<Credits>, limit: u32) -> Result<(), Refused> {
+        let Self { status, balance, held, running } = *self;
+        if status != Status::Open {
             Err(Refused::NotOpen)
-        } else if !balance.is_positive() || !hold_fits {
+        } else if !balance.is_positive() {
             Err(Refused::OutOfCredits { balance })
-        } else if running >= how.max_in_flight {
-            Err(Refused::TooManyInFlight { running, limit: how.max_in_flight })
+        } else if mode == Mode::Strict && most.is_none() {
+            Err(Refused::Unbounded)
+        } else if !mode.admits(balance, held, most) {
+            let most = most.filter(|_| mode == Mode::Strict);
+            Err(Refused::HoldDoesNotFit { balance, held, most })
+        } else if running >= limit {
+            Err(Refused::TooManyInFlight { running, limit })
         } else {
             Ok(())
         }
@@ -235,37 +400,72 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{KeyLimits, Rejection};
 
-    const LENIENT: Admission = Admission { max_in_flight: 2, hold: Credits::ZERO };
+    const LENIENT: Admission =
+        Admission { mode: Mode::Lenient, max_in_flight: 2, most: None, tokens: 0 };
 
     fn account() -> AccountId {
         AccountId("a".into())
     }
 
+    fn key() -> Key {
+        Key {
+            id: "key_1".into(),
+            account: account(),
+            name: String::new(),
+            tag: None,
+            models: Vec::new(),
+            rejection: Rejection::Limit,
+            limits: KeyLimits::default(),
+            last4: String::new(),
+            created_at: 0,
+            expires_at: None,
+            revoked_at: None,
+        }
+    }
+
     fn request(id: &str) -> Candidate {
-        Candidate { id: id.into(), key: "key_1".into(), model: "m".into() }
+        Candidate { id: id.into(), model: "m".into() }
     }
 
     fn credits(text: &str) -> Credits {
         text.parse().unwrap()
     }
 
+    fn admit_at(live: &Live, id: &str, how: Admission, now: Millis) -> Result<Admitted, Refused> {
+        live.admit(&key(), &request(id), how, now).expect("the account and its key are here")
+    }
+
     fn admit(live: &Live, id: &str, how: Admission) -> Result<Admitted, Refused> {
-        live.admit(&account(), &request(id), how, 5).ok().expect("the account is here")
+        admit_at(live, id, how, 5)
+    }
+
+    fn end(live: &Live, id: &str) -> bool {
+        live.end(&account(), id, 0, 5)
     }
 
     fn ticket(live: &Live) -> Ticket {
-        live.admit(&AccountId("nobody".into()), &request("r"), LENIENT, 5).unwrap_err()
+        let stranger = Key { account: AccountId("nobody".into()), ..key() };
+        match live.admit(&stranger, &request("r"), LENIENT, 5) {
+            Err(Missing::Account(ticket)) => ticket,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn snapshot(balance: &str, status: Status) -> Snapshot {
-        Snapshot { balance: credits(balance), status, lots: Vec::new(), ts: 0 }
+        Snapshot { balance: credits(balance), status, lots: Vec::new(), ts: 0, seq: 1 }
+    }
+
+    fn terms(key: Key, spent: &str) -> Terms {
+        Terms::read::<()>(key, 1, 5, |_| Ok(credits(spent))).unwrap()
     }
 
     fn with(balance: &str, status: Status) -> Live {
         let live = Live::new(Duration::ZERO);
         let snapshot = snapshot(balance, status);
-        live.insert(ticket(&live), account(), snapshot);
+        live.insert(ticket(&live), account(), snapshot, Ways::default(), 5);
+        live.insert_key(ticket(&live), &account(), "key_1", terms(key(), "0"), 5);
         live
     }
 
@@ -290,10 +490,7 @@ mod tests {
 
         let live = with("1", Status::Open);
         live.set(&account(), later);
-        let at = |now: Millis| {
-            let request = request(&now.to_string());
-            live.admit(&account(), &request, LENIENT, now).ok().expect("the account is here")
-        };
+        let at = |now: Millis| admit_at(&live, &now.to_string(), LENIENT, now);
         assert_eq!(at(19), Ok(Admitted { balance: credits("0.6") }));
         assert_eq!(at(20), Err(Refused::OutOfCredits { balance: Credits::ZERO }));
     }
@@ -315,7 +512,7 @@ mod tests {
         let full = Err(Refused::TooManyInFlight { running: 2, limit: 2 });
         assert_eq!(admit(&live, "three", LENIENT), full);
         for _ in 0..2 {
-            live.end(&account(), "one");
+            end(&live, "one");
         }
         assert!(admit(&live, "three", LENIENT).is_ok());
         assert_eq!(admit(&live, "four", LENIENT), full);
@@ -324,10 +521,11 @@ mod tests {
     #[test]
     fn a_hold_must_fit_beside_the_others() {
         let live = with("1", Status::Open);
-        let strict = Admission { max_in_flight: 64, hold: credits("0.3") };
+        let most = Some(credits("0.3"));
+        let strict = Admission { mode: Mode::Strict, max_in_flight: 64, most, tokens: 0 };
         let admitted = (0..10).filter(|i| admit(&live, &i.to_string(), strict).is_ok()).count();
         assert_eq!((admitted, live.running(&account())), (3, (3, credits("0.9"))));
-        live.end(&account(), "0");
+        end(&live, "0");
         assert_eq!(live.running(&account()), (2, credits("0.6")));
     }
 
@@ -336,20 +534,66 @@ mod tests {
         let live = Live::new(Duration::ZERO);
         let before = ticket(&live);
         live.set(&account(), snapshot("-1", Status::Open));
-        live.insert(before, account(), snapshot("1", Status::Open));
-        assert!(live.admit(&account(), &request("r"), LENIENT, 5).is_err());
+        live.insert(before, account(), snapshot("1", Status::Open), Ways::default(), 5);
+        assert!(live.admit(&key(), &request("r"), LENIENT, 5).is_err());
     }
 
     #[test]
     fn a_long_request_is_told_once_and_a_finished_one_never() {
         let live = with("1", Status::Open);
         admit(&live, "short", LENIENT).unwrap();
-        assert!(!live.end(&account(), "short"));
+        assert!(!end(&live, "short"));
         admit(&live, "long", LENIENT).unwrap();
-        let flight = Flight { account: account(), request: request("long"), admitted_at: 5 };
+        let flight = Flight {
+            account: account(),
+            key: "key_1".into(),
+            request: request("long"),
+            admitted_at: 5,
+        };
         assert_eq!(live.long_running(), [flight]);
         assert_eq!(live.long_running(), []);
-        assert!(live.end(&account(), "long"));
+        assert!(end(&live, "long"));
+    }
+
+    fn daily(cap: &str) -> Key {
+        let limits = KeyLimits { daily: Some(credits(cap)), ..KeyLimits::default() };
+        Key { limits, ..key() }
+    }
+
+    /// A charge that was committed before the sums were read is in them already, though it is
+    /// shown here only later; one that came after them is not.
+    #[test]
+    fn a_charge_counts_once_against_a_cap_whenever_the_key_was_read() {
+        let live = with("9", Status::Open);
+        live.forget_key(&account(), "key_1");
+        let mut before = terms(daily("1"), "0.6");
+        live.insert_key(ticket(&live), &account(), "key_1", before, 5);
+        let charged = |seq| {
+            let snapshot = Snapshot { seq, ..snapshot("9", Status::Open) };
+            live.charged(&account(), "key_1", credits("0.3"), snapshot);
+            live.key_use(&account(), "key_1", 5).unwrap().spend["daily"].used
+        };
+        assert_eq!(charged(1), credits("0.6"));
+        assert_eq!(charged(2), credits("0.9"));
+        assert_eq!(charged(3), credits("1.2"));
+        live.forget_key(&account(), "key_1");
+        let old = ticket(&live);
+        live.charged(&account(), "key_1", credits("0.3"), snapshot("9", Status::Open));
+        before = terms(daily("1"), "1.2");
+        live.insert_key(old, &account(), "key_1", before, 5);
+        assert!(matches!(live.key_use(&account(), "key_1", 5), Err(Missing::Key(_))));
+    }
+
+    #[test]
+    fn many_keys_of_an_account_are_bounded_and_those_in_use_stay() {
+        let live = with("1", Status::Open);
+        admit(&live, "long", LENIENT).unwrap();
+        for id in 0..=2 * KEYS {
+            live.insert_key(ticket(&live), &account(), &id.to_string(), terms(key(), "0"), 5);
+        }
+        let known = live.lock().accounts[&account()].keys.len();
+        assert!(known <= KEYS + 1, "{known}");
+        assert_eq!(live.key_use(&account(), "key_1", 5).unwrap().in_flight, 1);
     }
 
     #[test]
@@ -358,7 +602,8 @@ mod tests {
         admit(&live, "long", LENIENT).unwrap();
         let snapshot = snapshot("1", Status::Open);
         for id in 0..=2 * CAPACITY {
-            live.insert(ticket(&live), AccountId(id.to_string().into()), snapshot.clone());
+            let id = AccountId(id.to_string().into());
+            live.insert(ticket(&live), id, snapshot.clone(), Ways::default(), 5);
         }
         assert!(live.lock().accounts.len() <= CAPACITY);
         assert_eq!(live.running(&account()).0, 1);

@@ -3,9 +3,9 @@
 use rusqlite::params;
 
 use super::books::{Books, Done};
-use super::changes::{Booked, publish};
+use super::changes::Booked;
 use super::fingerprint::{Fingerprint, of_settlement};
-use super::live::Flight;
+use super::live::{Flight, Ways};
 use super::rows::{insert_usage, remove_abandoned};
 use super::shelf::Step;
 use super::sql::{Fault, Json, Word};
@@ -15,7 +15,8 @@ use crate::billing::Credits;
 use crate::billing::ledger::{Kind, LedgerError};
 use crate::key::KeyHash;
 use crate::store::{
-    Account, AccountId, Key, Millis, Outcome, Settled, Settlement, Status, StoreError,
+    Account, AccountChange, AccountId, Key, KeyChange, Millis, Outcome, Settled, Settlement,
+    Status, StoreError,
 };
 
 /// How long the maker of an object is remembered.
@@ -71,9 +72,15 @@ impl Operation for Settle {
     }
 
     fn publish(&self, outcome: &Result<Self::Output, StoreError>, memory: &Memory) {
-        let Settlement { account, id, .. } = &self.settlement;
-        publish(account, outcome, memory);
-        memory.live.end(account, id);
+        let Settlement { account, id, key, charge, usage, .. } = &self.settlement;
+        if let Ok((_, Some(snapshot))) = outcome {
+            let late = snapshot.status == Status::Closed;
+            let charge = if late { Credits::ZERO } else { *charge };
+            memory.live.charged(account, key, charge, snapshot.clone());
+        }
+        let now = outcome.as_ref().ok().and_then(|(_, snapshot)| snapshot.as_ref());
+        let now = now.map_or(Millis::MIN, |snapshot| snapshot.ts);
+        memory.live.end(account, id, usage.tokens(), now);
     }
 }
 
@@ -129,9 +136,9 @@ impl Operation for CreateKey {
         read::must_exist(db, &key.account)?;
         let inserted = db
             .prepare_cached(
-                "INSERT INTO key (id, hash, account, name, tag, models, rejection, last4,
+                "INSERT INTO key (id, hash, account, name, tag, models, rejection, limits, last4,
                      created_at, expires_at, revoked_at)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             )?
             .execute(params![
                 key.id,
@@ -141,6 +148,7 @@ impl Operation for CreateKey {
                 key.tag,
                 Json(&key.models),
                 Word(key.rejection),
+                Json(&key.limits),
                 key.last4,
                 key.created_at,
                 key.expires_at,
@@ -153,26 +161,77 @@ impl Operation for CreateKey {
     }
 }
 
-/// The end of a key.
-pub(super) struct RevokeKey {
+/// A change of a key, or its end.
+pub(super) struct ChangeKey {
     pub account: AccountId,
     pub id: String,
+    /// `None`: it is revoked.
+    pub change: Option<KeyChange>,
 }
 
-impl Operation for RevokeKey {
+impl Operation for ChangeKey {
     type Output = (Key, KeyHash);
 
     fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Self::Output, Fault> {
+        let (mut key, hash) = read::key_by_id(db, &self.account, &self.id)?;
+        match &self.change {
+            Some(change) => change.clone().apply(&mut key),
+            None => key.revoked_at = key.revoked_at.or(Some(now)),
+        }
         db.prepare_cached(
-            "UPDATE key SET revoked_at = ? WHERE id = ? AND account = ? AND revoked_at IS NULL",
+            "UPDATE key SET name = ?, tag = ?, models = ?, rejection = ?, limits = ?,
+                 expires_at = ?, revoked_at = ? WHERE id = ?",
         )?
-        .execute(params![now, self.id, self.account])?;
-        read::key_by_id(db, &self.account, &self.id)
+        .execute(params![
+            key.name,
+            key.tag,
+            Json(&key.models),
+            Word(key.rejection),
+            Json(&key.limits),
+            key.expires_at,
+            key.revoked_at,
+            key.id,
+        ])?;
+        Ok((key, hash))
     }
 
     fn publish(&self, outcome: &Result<Self::Output, StoreError>, memory: &Memory) {
-        if let Ok((Key { revoked_at: Some(at), .. }, hash)) = outcome {
-            memory.keys.revoke(hash, *at);
+        if let Ok((key, hash)) = outcome {
+            memory.keys.change(hash, key);
+            memory.live.forget_key(&key.account, &key.id);
+        }
+    }
+}
+
+/// A change of how an account is called or served.
+pub(super) struct ConfigureAccount {
+    pub id: AccountId,
+    pub change: AccountChange,
+}
+
+impl Operation for ConfigureAccount {
+    type Output = Ways;
+
+    fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Ways, Fault> {
+        let Account { name, mode, max_in_flight, .. } = read::account(db, &self.id, now)?;
+        let change = self.change.clone();
+        let ways = Ways {
+            mode: change.mode.unwrap_or(mode),
+            max_in_flight: change.max_in_flight.unwrap_or(max_in_flight),
+        };
+        db.prepare_cached("UPDATE account SET name = ?, mode = ?, max_in_flight = ? WHERE id = ?")?
+            .execute(params![
+                change.name.unwrap_or(name),
+                ways.mode.map(Word),
+                ways.max_in_flight,
+                self.id,
+            ])?;
+        Ok(ways)
+    }
+
+    fn publish(&self, outcome: &Result<Self::Output, StoreError>, memory: &Memory) {
+        if let Ok(ways) = outcome {
+            memory.live.set_ways(&self.id, *ways);
         }
     }
 }
@@ -211,14 +270,8 @@ impl Operation for NoteFlights {
             "INSERT INTO flight (account, id, key, model, admitted_at) VALUES (?, ?, ?, ?, ?)
              ON CONFLICT DO NOTHING",
         )?;
-        for Flight { account, request, admitted_at } in &self.0 {
-            insert.execute(params![
-                account,
-                request.id,
-                request.key,
-                request.model,
-                admitted_at
-            ])?;
+        for Flight { account, key, request, admitted_at } in &self.0 {
+            insert.execute(params![account, request.id, key, request.model, admitted_at])?;
             db.noted(account, &request.id);
         }
         Ok(())

@@ -9,10 +9,11 @@ use std::ops::Range;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, params_from_iter};
 
+use super::allowance::Terms;
 use super::books::Pairs;
-use super::live::{Flight, Snapshot};
+use super::live::{Flight, Snapshot, Ways};
 use super::sql::{Count, Fault, Json, Word};
-use super::{HOUR_MS, lots};
+use super::{HOUR_MS, lots, summary};
 use crate::billing::Credits;
 use crate::billing::ledger::{Class, Kind, Part, Place};
 use crate::key::KeyHash;
@@ -33,21 +34,25 @@ pub(super) enum Order {
 
 /// An account without the lots that have ended, written off or not. The first parameter is
 /// the time.
-const ACCOUNT: &str = "SELECT id, name, status, created_at, balance -
+const ACCOUNT: &str = "SELECT id, name, status, created_at, mode, max_in_flight, balance -
         (SELECT coalesce(sum(remaining), 0) FROM lot INDEXED BY lot_usable
          WHERE lot.account = id AND usable AND expires_at <= max(?, last_ts)) AS usable
      FROM account WHERE id";
 
 /// What admission needs.
-pub(super) fn snapshot(db: &Connection, id: &AccountId) -> Result<Snapshot, Fault> {
+pub(super) fn snapshot(db: &Connection, id: &AccountId) -> Result<(Snapshot, Ways), Fault> {
     let lots = lots::usable(db, id)?.iter().map(|lot| (lot.expires_at, lot.remaining)).collect();
-    db.prepare_cached("SELECT balance, status, last_ts FROM account WHERE id = ?")?
-        .query_row([id], |row| {
-            let Word(status) = row.get(1)?;
-            Ok(Snapshot { balance: row.get(0)?, status, lots, ts: row.get(2)? })
-        })
-        .optional()?
-        .ok_or_else(|| no_account(id).into())
+    db.prepare_cached(
+        "SELECT balance, status, last_ts, seq, mode, max_in_flight FROM account WHERE id = ?",
+    )?
+    .query_row([id], |row| {
+        let (Word(status), Count(seq)) = (row.get(1)?, row.get(3)?);
+        let mode: Option<Word<_>> = row.get(4)?;
+        let ways = Ways { mode: mode.map(|Word(mode)| mode), max_in_flight: row.get(5)? };
+        Ok((Snapshot { balance: row.get(0)?, status, lots, ts: row.get(2)?, seq }, ways))
+    })
+    .optional()?
+    .ok_or_else(|| no_account(id).into())
 }
 
 /// One account as it is now; what runs is not in the database.
@@ -99,6 +104,20 @@ pub(super) fn key_by_id(
         .query_row(params![id, account], |row| Ok((Key::read(row)?, KeyHash(row.get("hash")?))))
         .optional()?
         .ok_or_else(|| StoreError::NotFound(format!("key {id}")).into())
+}
+
+/// A key, and what it has spent of its caps: all of one moment, as every read is.
+pub(super) fn terms(
+    db: &Connection,
+    account: &AccountId,
+    id: &str,
+    now: Millis,
+) -> Result<Terms, Fault> {
+    let (key, _) = key_by_id(db, account, id)?;
+    let (Count(seq), ts): (Count, Millis) = db
+        .prepare_cached("SELECT seq, last_ts FROM account WHERE id = ?")?
+        .query_row([account], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Terms::read(key, seq, now.max(ts), |range| summary::spent(db, account, id, range))
 }
 
 /// The keys of an account, oldest first.
@@ -513,6 +532,8 @@ impl Account {
             held: Credits::ZERO,
             available: balance,
             in_flight: 0,
+            mode: row.get::<_, Option<Word<_>>>("mode")?.map(|Word(mode)| mode),
+            max_in_flight: row.get("max_in_flight")?,
             created_at: row.get("created_at")?,
         })
     }
@@ -527,6 +548,7 @@ impl Key {
             tag: row.get("tag")?,
             models: row.get::<_, Json<_>>("models")?.0,
             rejection: row.get::<_, Word<_>>("rejection")?.0,
+            limits: row.get::<_, Json<_>>("limits")?.0,
             last4: row.get("last4")?,
             created_at: row.get("created_at")?,
             expires_at: row.get("expires_at")?,
@@ -605,11 +627,8 @@ impl Flight {
     pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             account: row.get("account")?,
-            request: Candidate {
-                id: row.get("id")?,
-                key: row.get("key")?,
-                model: row.get("model")?,
-            },
+            key: row.get("key")?,
+            request: Candidate { id: row.get("id")?, model: row.get("model")? },
             admitted_at: row.get("admitted_at")?,
         })
     }

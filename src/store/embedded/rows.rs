@@ -143,14 +143,14 @@ pub(super) fn abandon_flights(db: &Step<'_>, now: Millis) -> Result<usize, Fault
         .prepare("SELECT account, id, key, model, admitted_at FROM flight")?
         .query_map([], Flight::read)?
         .collect::<Result<_, _>>()?;
-    for Flight { account, request, admitted_at } in &flights {
+    for Flight { account, key, request, admitted_at } in &flights {
         let mut books = Books::open(db, account, now)?;
         let ts = books.kept.ts;
         let ran_ms = ts.saturating_sub(*admitted_at);
         let row = Settlement {
             id: request.id.clone(),
             account: account.clone(),
-            key: request.key.clone(),
+            key: key.clone(),
             model: request.model.clone(),
             served_model: None,
             upstream: String::new(),

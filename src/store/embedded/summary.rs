@@ -10,11 +10,12 @@ use std::ops::Range;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rusqlite::types::FromSql;
-use rusqlite::{Connection, params_from_iter};
+use rusqlite::{Connection, params, params_from_iter};
 
 use super::HOUR_MS;
 use super::read::{Select, must_exist};
 use super::sql::{Count, Fault};
+use crate::billing::Credits;
 use crate::store::{AccountId, Group, Millis, SummaryRow, UsageFilter};
 use crate::time;
 
@@ -48,6 +49,38 @@ pub(super) fn summary(
         }
     });
     Ok(rows)
+}
+
+/// What the requests of a key were charged, settled within a range of times.
+pub(super) fn spent(
+    db: &Connection,
+    account: &AccountId,
+    key: &str,
+    range: Range<Millis>,
+) -> Result<Credits, Fault> {
+    // At most an hour at each edge, and none where days begin on the hour.
+    let rows = |range: Range<Millis>| {
+        if range.is_empty() {
+            return Ok(Credits::ZERO);
+        }
+        db.prepare_cached(
+            "SELECT coalesce(sum(charge), 0) FROM usage
+             WHERE account = ? AND key = ? AND ts >= ? AND ts < ?",
+        )?
+        .query_row(params![account, key, range.start, range.end], |row| row.get(0))
+    };
+    let hours = |hours: Range<i64>| {
+        db.prepare_cached(
+            "SELECT coalesce(sum(charge), 0) FROM usage_hour INDEXED BY usage_hour_of_key
+             WHERE account = ? AND key = ? AND hour >= ? AND hour < ?",
+        )?
+        .query_row(params![account, key, hours.start, hours.end], |row| row.get(0))
+    };
+    let end = Timestamp::MAX.as_millisecond();
+    let start = range.start.max(0);
+    let cut = Cut::of(start..range.end.clamp(start, end));
+    let parts: [Credits; 3] = [rows(cut.before)?, hours(cut.hours)?, rows(cut.after)?];
+    Ok(parts.into_iter().sum())
 }
 
 /// Sums by group.

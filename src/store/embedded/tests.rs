@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::billing::ledger::{Expiry, Kind};
 use crate::billing::{Credits, Usage};
-use crate::store::{Attribution, Outcome, Source};
+use crate::store::{Attribution, KeyLimits, Mode, Outcome, Rejection, Source};
 
 mod audit;
 mod documents;
@@ -24,7 +24,8 @@ mod pages;
 
 /// 2026-09-01T00:00:00Z
 const START: Millis = 1_788_220_800_000;
-const LENIENT: Admission = Admission { max_in_flight: 64, hold: Credits::ZERO };
+const LENIENT: Admission =
+    Admission { mode: Mode::Lenient, max_in_flight: 64, most: None, tokens: 0 };
 const ALL: Page = Page { cursor: None, limit: 500 };
 
 /// A store in a directory of its own, with a clock that stands still until it is set.
@@ -38,6 +39,7 @@ impl Bench {
     async fn new() -> Self {
         let bench = Self::empty();
         bench.store.create_account(account(), "Default".into()).await.unwrap();
+        bench.store.create_key(key_1(), KeyHash::of("key_1")).await.unwrap();
         bench
     }
 
@@ -77,7 +79,7 @@ impl Bench {
     }
 
     async fn admit(&self, id: &str) -> Result<Admitted, Refused> {
-        self.store.admit(&account(), request(id), LENIENT).await.unwrap()
+        self.store.admit(&key_1(), request(id), LENIENT).await.unwrap()
     }
 
     async fn settle(&self, id: &str, charge: &str) -> Result<Settled, StoreError> {
@@ -138,7 +140,29 @@ fn credits(text: &str) -> Credits {
 }
 
 fn request(id: &str) -> Candidate {
-    Candidate { id: id.into(), key: "key_1".into(), model: "sonnet".into() }
+    Candidate { id: id.into(), model: "sonnet".into() }
+}
+
+/// The key of [`settlement`], without limits.
+fn key_1() -> Key {
+    Key {
+        id: "key_1".into(),
+        account: account(),
+        name: "Laptop".into(),
+        tag: None,
+        models: Vec::new(),
+        rejection: Rejection::Limit,
+        limits: KeyLimits::default(),
+        last4: "a1B2".into(),
+        created_at: START,
+        expires_at: None,
+        revoked_at: None,
+    }
+}
+
+/// A request that costs at most so much, of an account in strict mode.
+fn strict(most: &str) -> Admission {
+    Admission { mode: Mode::Strict, most: Some(credits(most)), ..LENIENT }
 }
 
 fn settlement(id: &str, charge: &str) -> Settlement {

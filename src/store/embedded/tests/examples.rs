@@ -38,7 +38,7 @@ async fn a_new_account_has_nothing_and_admits_nothing() {
 #[tokio::test]
 async fn an_account_that_is_not_there_is_not_found() {
     let bench = Bench::empty();
-    let admitted = bench.store.admit(&account(), request("one"), LENIENT).await;
+    let admitted = bench.store.admit(&key_1(), request("one"), LENIENT).await;
     assert!(matches!(admitted, Err(StoreError::NotFound(_))));
     assert!(matches!(bench.settle("one", "1").await, Err(StoreError::NotFound(_))));
     assert!(matches!(bench.top_up("one", "1").await, Err(StoreError::NotFound(_))));
@@ -165,8 +165,8 @@ async fn ten_requests_at_once_may_all_pass_and_each_is_debited_in_full() {
 #[tokio::test]
 async fn what_runs_and_what_is_held_shows_until_it_ends() {
     let bench = Bench::with("0.6").await;
-    let strict = Admission { hold: credits("0.5"), ..LENIENT };
-    bench.store.admit(&account(), request("one"), strict).await.unwrap().unwrap();
+    let strict = strict("0.5");
+    bench.store.admit(&key_1(), request("one"), strict).await.unwrap().unwrap();
     let running = bench.store.account(&account()).await.unwrap();
     assert_eq!((running.in_flight, running.held), (1, credits("0.5")));
     assert_eq!(running.available, credits("0.1"));
@@ -270,15 +270,12 @@ async fn counts_beyond_belief_are_written_and_do_not_break_the_sums() {
 fn key(id: &str) -> (Key, KeyHash) {
     let key = Key {
         id: id.into(),
-        account: account(),
-        name: "Laptop".into(),
         tag: Some("heartbeat".into()),
         models: vec!["claude-*".into()],
-        rejection: crate::store::Rejection::BadRequest,
-        last4: "a1B2".into(),
-        created_at: START,
+        rejection: Rejection::BadRequest,
+        limits: KeyLimits { daily: Some(credits("5")), ..KeyLimits::default() },
         expires_at: Some(START + 1),
-        revoked_at: None,
+        ..key_1()
     };
     (key, KeyHash::of(id))
 }
@@ -286,7 +283,7 @@ fn key(id: &str) -> (Key, KeyHash) {
 #[tokio::test]
 async fn a_key_is_found_by_its_hash_alone_at_once_and_after_a_restart() {
     let bench = Bench::new().await;
-    let (made, hash) = key("key_1");
+    let (made, hash) = key("key_a");
     assert_eq!(bench.store.key(&hash).await.unwrap(), None);
     bench.store.create_key(made.clone(), hash).await.unwrap();
     for _ in 0..2 {
@@ -294,31 +291,31 @@ async fn a_key_is_found_by_its_hash_alone_at_once_and_after_a_restart() {
     }
     let bench = bench.reopened().await;
     assert_eq!(bench.store.key(&hash).await.unwrap().as_deref(), Some(&made));
-    assert_eq!(bench.store.keys(&account()).await.unwrap(), [made]);
+    assert_eq!(bench.store.keys(&account()).await.unwrap(), [key_1(), made]);
 }
 
 #[tokio::test]
 async fn a_revoked_key_is_revoked_at_once_and_only_once() {
     let bench = Bench::new().await;
-    let (made, hash) = key("key_1");
+    let (made, hash) = key("key_a");
     bench.store.create_key(made, hash).await.unwrap();
     bench.store.key(&hash).await.unwrap();
     let stranger = AccountId("other".into());
     bench.store.create_account(stranger.clone(), String::new()).await.unwrap();
-    let refused = bench.store.revoke_key(&stranger, "key_1").await;
+    let refused = bench.store.revoke_key(&stranger, "key_a").await;
     assert!(matches!(refused, Err(StoreError::NotFound(_))));
 
-    bench.store.revoke_key(&account(), "key_1").await.unwrap();
+    bench.store.revoke_key(&account(), "key_a").await.unwrap();
     assert_eq!(bench.store.key(&hash).await.unwrap().unwrap().revoked_at, Some(START));
     bench.set_clock(START + 9);
-    let again = bench.store.revoke_key(&account(), "key_1").await.unwrap();
+    let again = bench.store.revoke_key(&account(), "key_a").await.unwrap();
     assert_eq!(again.revoked_at, Some(START));
 }
 
 #[tokio::test]
 async fn a_hash_names_one_key_and_a_key_needs_an_account() {
     let bench = Bench::new().await;
-    let (made, hash) = key("key_1");
+    let (made, hash) = key("key_a");
     bench.store.create_key(made.clone(), hash).await.unwrap();
     let twin = Key { id: "key_2".into(), ..made.clone() };
     assert!(matches!(bench.store.create_key(twin, hash).await, Err(StoreError::Conflict(_))));

@@ -114,7 +114,7 @@ async fn nothing_is_admitted_or_granted_while_the_disk_is_full() {
     let bench = Bench::with("1").await;
     let (has_room, settling) = settling_on_a_full_disk(&bench).await;
     let unavailable = |result| matches!(result, Err(StoreError::Unavailable(_)));
-    assert!(unavailable(bench.store.admit(&account(), request("two"), LENIENT).await.map(drop)));
+    assert!(unavailable(bench.store.admit(&key_1(), request("two"), LENIENT).await.map(drop)));
     assert!(unavailable(bench.top_up("pay", "1").await.map(drop)));
     // Goes with a debit, so it waits as debits do.
     let owner = account();
@@ -182,7 +182,7 @@ async fn a_closed_store_says_so_and_can_be_closed_again() {
     bench.store.close().await.unwrap();
     assert!(matches!(bench.settle("one", "1").await, Err(StoreError::Unavailable(_))));
     assert!(bench.store.ready().await.is_err());
-    let admitted = bench.store.admit(&account(), request("one"), LENIENT).await;
+    let admitted = bench.store.admit(&key_1(), request("one"), LENIENT).await;
     assert!(matches!(admitted, Err(StoreError::Unavailable(_))));
     bench.store.close().await.unwrap();
 }

@@ -321,8 +321,8 @@ async fn b24_an_adjustment_upwards_is_a_lot_and_downwards_a_debit() {
 async fn b25_closing_lets_what_runs_settle_and_then_forfeits_the_rest() {
     let bench = Bench::with("1.5").await;
     bench.promo("gift", "0.5", DAY).await.unwrap();
-    let hold = Admission { hold: credits("0.3"), ..LENIENT };
-    bench.store.admit(&account(), request("one"), hold).await.unwrap().unwrap();
+    let hold = strict("0.3");
+    bench.store.admit(&key_1(), request("one"), hold).await.unwrap().unwrap();
     let closing = bench.store.close_account(&account(), "end".into()).await.unwrap();
     assert_eq!((closing.status, closing.in_flight), (crate::store::Status::Closing, 1));
     assert_eq!(bench.admit("two").await, Err(Refused::NotOpen));
@@ -469,11 +469,11 @@ async fn b33_ten_requests_admitted_at_once_are_all_debited() {
 #[tokio::test]
 async fn b34_a_hold_admits_only_what_fits() {
     let bench = Bench::with("1").await;
-    let strict = Admission { hold: credits("0.3"), ..LENIENT };
+    let strict = strict("0.3");
     let mut admitted = Vec::new();
     for i in 0..10 {
         let id = format!("r{i}");
-        if bench.store.admit(&account(), request(&id), strict).await.unwrap().is_ok() {
+        if bench.store.admit(&key_1(), request(&id), strict).await.unwrap().is_ok() {
             admitted.push(id);
         }
     }
@@ -488,8 +488,8 @@ async fn b34_a_hold_admits_only_what_fits() {
 async fn b35_a_hold_never_clips_what_is_debited() {
     for (actual, after) in [("0.7", "-0.1"), ("0.2", "0.4")] {
         let bench = Bench::with("0.6").await;
-        let strict = Admission { hold: credits("0.5"), ..LENIENT };
-        bench.store.admit(&account(), request("one"), strict).await.unwrap().unwrap();
+        let strict = strict("0.5");
+        bench.store.admit(&key_1(), request("one"), strict).await.unwrap().unwrap();
         bench.settle("one", actual).await.unwrap();
         let account = bench.store.account(&account()).await.unwrap();
         assert_eq!((account.balance, account.available), (credits(after), credits(after)));
@@ -500,10 +500,10 @@ async fn b35_a_hold_never_clips_what_is_debited() {
 #[tokio::test]
 async fn b36_a_settlement_after_the_place_is_gone_still_debits_once() {
     let bench = Bench::with("1").await;
-    let strict = Admission { hold: credits("1"), ..LENIENT };
-    bench.store.admit(&account(), request("one"), strict).await.unwrap().unwrap();
+    let strict = strict("1");
+    bench.store.admit(&key_1(), request("one"), strict).await.unwrap().unwrap();
     let bench = bench.reopened().await;
-    assert!(bench.store.admit(&account(), request("two"), strict).await.unwrap().is_ok());
+    assert!(bench.store.admit(&key_1(), request("two"), strict).await.unwrap().is_ok());
     for duplicate in [false, true] {
         let settled = bench.settle("one", "0.3").await.unwrap();
         assert_eq!(settled, Settled { balance: Some(credits("0.7")), duplicate });

@@ -181,7 +181,7 @@ async fn no_more_requests_run_at_once_than_may() {
                 let mut admitted = 0;
                 for i in 0..100 {
                     let id = format!("req_{caller}_{i}");
-                    match bench.store.admit(&account(), request(&id), how).await.unwrap() {
+                    match bench.store.admit(&key_1(), request(&id), how).await.unwrap() {
                         Ok(_) => {
                             let now = running.fetch_add(1, Ordering::SeqCst) + 1;
                             assert!(now <= i64::from(LIMIT));
