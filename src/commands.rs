@@ -122,12 +122,13 @@ fn check(config: Option<&Path>) -> Result<(), Failure> {
             }
         }
     }
-    let store = server::open_store(&config).map_err(|error| failure(&error))?;
+    let shown = config.shown_store();
     block_on(async move {
+        let store = server::open_store(&config).await?;
         store.ready().await?;
         Ok(store.close().await?)
     })?;
-    println!("store      ok: {}", config.store);
+    println!("store      ok: {shown}");
     match unreachable {
         0 => Ok(()),
         n => Err(Failure::new(

@@ -16,6 +16,7 @@ use crate::billing::Credits;
 use crate::key::Secret;
 use crate::store::embedded::Synchronous;
 use crate::store::journal::LONGEST_REPLAY;
+use crate::store::redis;
 use crate::wire::attribution::HEARTBEAT_PROMPTS;
 
 pub mod upstream;
@@ -23,7 +24,7 @@ pub mod upstream;
 pub use upstream::Upstream;
 
 /// Settings of the server. A test keeps `config/default.toml` equal to these defaults.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where clients send requests.
@@ -38,8 +39,12 @@ pub struct Config {
     /// How browsers reach the control plane, such as `https://bill.example.com/farebox`: its path
     /// is where the billing pages are. Empty: the address it listens on.
     pub admin_url: String,
-    /// Where balances live: the path of a database file.
+    /// Where balances live: the path of a database file, or the address of a Redis or Valkey
+    /// that several Farebox share (`redis://…`).
     pub store: String,
+    /// Where the first start leaves keys that cannot be shown. Empty: beside the database, or
+    /// `farebox-data` where balances are in Redis.
+    pub data_dir: PathBuf,
     /// When a debit is on disk: `full` survives power loss, `normal` the end of the process.
     pub synchronous: Synchronous,
     /// Where debits are kept that a shared store has not taken: a folder of this process
@@ -50,6 +55,26 @@ pub struct Config {
     /// Longer than a replica may lag; at most six days, as ids are remembered for seven.
     #[serde(with = "humantime_serde")]
     pub journal_replay: Duration,
+    /// The certificate authority of a Redis that has its own, as PEM; empty for public ones.
+    pub redis_ca_file: PathBuf,
+    /// What the names of all keys in Redis begin with.
+    pub redis_prefix: String,
+    /// Longest wait for a connection to Redis.
+    #[serde(with = "humantime_serde")]
+    pub redis_connect_timeout: Duration,
+    /// Longest wait for an answer of Redis; a debit may take four times as long.
+    #[serde(with = "humantime_serde")]
+    pub redis_command_timeout: Duration,
+    /// Replicas that must have a debit before it is acknowledged.
+    pub redis_wait: u32,
+    /// How long a running request keeps its place and its hold after its process has died.
+    #[serde(with = "humantime_serde")]
+    pub redis_lease: Duration,
+    /// Starts also on a Redis that may lose balances.
+    pub redis_allow_unsafe: bool,
+    /// `FAREBOX_REDIS_PASSWORD`, for an address without one.
+    #[serde(skip)]
+    pub redis_password: Option<Secret>,
     /// The price table; empty for the one built in.
     pub pricing: PathBuf,
     /// Where users add credits; named in the refusal of a request. Empty: the operator is.
@@ -164,6 +189,13 @@ pub enum LogFormat {
     Json,
 }
 
+/// Without its values: the address of the store may hold a password.
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("store", &self.shown_store()).finish_non_exhaustive()
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -173,9 +205,18 @@ impl Default for Config {
             admin_hosts: Vec::new(),
             admin_url: String::new(),
             store: "farebox-data/farebox.db".into(),
+            data_dir: PathBuf::new(),
             synchronous: Synchronous::Full,
             journal: String::new(),
             journal_replay: Duration::from_secs(600),
+            redis_ca_file: PathBuf::new(),
+            redis_prefix: "fbx".into(),
+            redis_connect_timeout: Duration::from_millis(200),
+            redis_command_timeout: Duration::from_millis(250),
+            redis_wait: 0,
+            redis_lease: Duration::from_secs(60),
+            redis_allow_unsafe: false,
+            redis_password: None,
             pricing: PathBuf::new(),
             billing_url: String::new(),
             max_in_flight: 64,
@@ -323,10 +364,22 @@ impl Config {
         if let Err(problem) = Mailer::new(self) {
             problems.push(problem);
         }
-        if self.store.contains("://") {
+        if self.store.contains("://") && !self.is_shared() {
             problems.push(format!(
-                "store \"{}\" is not a path: this version keeps balances in a database file",
+                "store \"{}\" is neither a path nor redis://, rediss://, redis+unix://, \
+                 redis+sentinel:// or redis+cluster://",
                 self.store.split("://").next().unwrap_or_default()
+            ));
+        }
+        match secret(env, "FAREBOX_REDIS_PASSWORD") {
+            Ok(password) => self.redis_password = password,
+            Err(why) => problems.push(why),
+        }
+        // Three renewals must fit, each with its time to fail.
+        if self.redis_lease < 12 * self.redis_command_timeout {
+            problems.push(String::from(
+                "redis_lease is shorter than twelve times redis_command_timeout, so running \
+                 requests would lose their places: make it longer",
             ));
         }
         if !self.admin_listen.ip().is_loopback() && !self.admin_public {
@@ -368,6 +421,16 @@ impl Config {
         }
     }
 
+    /// Whether balances are in a Redis that others use too.
+    pub fn is_shared(&self) -> bool {
+        redis::is_redis(&self.store)
+    }
+
+    /// Where balances live, without a password.
+    pub fn shown_store(&self) -> String {
+        redis::without_secrets(&self.store)
+    }
+
     /// The path of the database file.
     pub fn store_path(&self) -> &Path {
         Path::new(&self.store)
@@ -384,6 +447,12 @@ impl Config {
 
     /// Beside the database: where the first start leaves keys that cannot be shown.
     pub fn data_dir(&self) -> &Path {
+        if !self.data_dir.as_os_str().is_empty() {
+            return &self.data_dir;
+        }
+        if self.is_shared() {
+            return Path::new("farebox-data");
+        }
         match self.store_path().parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),

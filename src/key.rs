@@ -131,6 +131,17 @@ pub fn looks_mistyped(key: &str) -> bool {
     }
 }
 
+/// Bytes as lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a text does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
 /// The last four characters: enough to tell keys apart, not to use one.
 pub fn last4(key: &str) -> String {
     let skip = key.chars().count().saturating_sub(4);

@@ -12,6 +12,8 @@
 //!   asked for aside.
 //! - Prompts, replies and secrets are never stored or logged.
 
+#![cfg_attr(test, allow(clippy::duplicate_mod, reason = "each store is held to the same tests"))]
+
 pub mod admin;
 pub mod alerts;
 pub mod billing;

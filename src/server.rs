@@ -25,6 +25,7 @@ use crate::prices::Prices;
 use crate::proxy::{self, Context};
 use crate::store::embedded::{Embedded, Options};
 use crate::store::journal::{self, Journal};
+use crate::store::redis::{self, Redis};
 use crate::store::{AccountId, Grant, Key, KeyLimits, Page, Rejection, Store, StoreError};
 use crate::{admin, telemetry, time};
 
@@ -93,7 +94,10 @@ pub async fn run(config: Config, presets: Presets) -> anyhow::Result<()> {
     telemetry::start(&config);
     let signals = Signals::take()?;
     let prices = Arc::new(load_prices(&config)?);
-    let store = open_store(&config)?;
+    let mut store = open_store(&config).await?;
+    if config.is_shared() {
+        store = with_journal(&config, store).await?;
+    }
     let mut running = start(Start { config, presets, store, prices }).await?;
     println!("{}", banner(&running));
     if let Some(key) = running.client_key.take() {
@@ -114,12 +118,21 @@ pub fn load_prices(config: &Config) -> anyhow::Result<Prices> {
     Ok(Prices::load(path)?)
 }
 
-/// Opens the database, and makes its folder on the first start.
+/// Opens where balances live: a database file, made with its folder on the first start, or
+/// the Redis that others use too.
 ///
 /// # Errors
 ///
-/// When the folder cannot be written, or the file is held, damaged or too new.
-pub fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+/// When the folder cannot be written, or the file is held, damaged or too new; when Redis
+/// cannot be reached, or must not be trusted with balances.
+pub async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    if config.is_shared() {
+        // The keys of the first start lie here, without a database beside them.
+        std::fs::create_dir_all(config.data_dir()).with_context(|| {
+            format!("{} cannot be made: check the folder", config.data_dir().display())
+        })?;
+        return Ok(Redis::open(redis::Options::from(config)).await?);
+    }
     let options = Options { synchronous: config.synchronous, ..Options::default() };
     Ok(Embedded::open(config.store_path(), options)?)
 }
@@ -456,7 +469,7 @@ pub fn banner(running: &Running) -> String {
          \x20 Next:  farebox key create --name openclaw\n\
          \x20        farebox credit add 10 --note trial\n",
         version = env!("CARGO_PKG_VERSION"),
-        store = config.store,
+        store = config.shown_store(),
         base = reach(&running.url),
         admin = running.site.url("/"),
         admin_key = admin_key_path(config).display(),

@@ -26,8 +26,13 @@ pub use limits::{
 
 pub mod audit;
 pub mod embedded;
+#[cfg(test)]
+mod examples;
+mod fingerprint;
 pub mod journal;
 mod limits;
+pub mod redis;
+mod sums;
 
 /// The answer of a store, once it is durable.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;

@@ -14,6 +14,7 @@ use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use super::sums::HOUR_MS;
 use super::{
     Account, AccountChange, AccountId, Admission, Admitted, Answer, Candidate, Document, Entry,
     EntryFilter, Grant, Granted, Group, Key, KeyChange, KeyUse, LotFilter, LotRow, Millis, Page,
@@ -41,7 +42,6 @@ mod books;
 mod changes;
 mod documents;
 mod file;
-mod fingerprint;
 mod keys;
 mod live;
 mod lots;
@@ -58,8 +58,6 @@ mod writer;
 
 pub use file::OpenError;
 
-/// Milliseconds in an hour.
-const HOUR_MS: Millis = 3_600_000;
 /// Reads of keys and accounts at once.
 const LOOKUPS: usize = 2;
 /// Reads of pages and sums at once; they may be long, so they have turns of their own.

@@ -156,10 +156,14 @@ impl Redis {
         let program = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".into());
         let log = self.dir.path().join("log");
         let mut command = Command::new(&program);
-        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"]);
+        // The file of a sentinel's settings comes first.
+        let is_file = |first: &String| !first.starts_with("--");
+        let files = usize::from(self.arguments.first().is_some_and(is_file));
+        let (file, arguments) = self.arguments.split_at(files);
+        command.args(file).args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"]);
         command.arg("--dir").arg(self.dir.path()).arg("--logfile").arg(&log);
         command.args(["--save", "", "--repl-diskless-sync-delay", "0"]);
-        command.args(&self.arguments).stdin(Stdio::null());
+        command.args(arguments).stdin(Stdio::null());
         let child = command.spawn().map_err(|error| format!("{program}: {error}"))?;
         let child = self.child.insert(child);
         let since = Instant::now();

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::fingerprint::Fingerprint;
 use super::live::Snapshot;
 use super::shelf::Step;
 use super::sql::{Count, Fault, Json, Word};
@@ -13,6 +12,7 @@ use crate::billing::Credits;
 use crate::billing::ledger::{
     Book, Booking, Class, Expiry, LedgerError, Lot, NewLot, Part, Place, expiry,
 };
+use crate::store::fingerprint::Fingerprint;
 use crate::store::{AccountId, Entry, Millis, Settlement, Status, StoreError};
 
 /// The changing part of an account, in the middle of an operation: changed here, and handed

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use rusqlite::{Connection, params};
 
 use super::books::{Books, Done};
-use super::fingerprint::{Fingerprint, of_closing, of_grant, of_undo};
 use super::live::Snapshot;
 use super::shelf::Step;
 use super::sql::Fault;
@@ -14,6 +13,7 @@ use super::writer::Operation;
 use super::{Memory, read};
 use crate::billing::Credits;
 use crate::billing::ledger::{Class, Kind, LedgerError, Place};
+use crate::store::fingerprint::{Fingerprint, of_closing, of_grant, of_undo};
 use crate::store::{AccountId, Entry, Grant, Granted, Millis, Status, StoreError, Undo};
 
 /// An answer, and the account as it is now if that changed.

@@ -4,7 +4,6 @@ use rusqlite::params;
 
 use super::books::{Books, Done};
 use super::changes::Booked;
-use super::fingerprint::{Fingerprint, of_settlement};
 use super::live::{Flight, Ways};
 use super::rows::{insert_usage, remove_abandoned};
 use super::shelf::Step;
@@ -14,6 +13,7 @@ use super::{HOUR_MS, Memory, read};
 use crate::billing::Credits;
 use crate::billing::ledger::{Kind, LedgerError};
 use crate::key::KeyHash;
+use crate::store::fingerprint::{Fingerprint, of_settlement};
 use crate::store::{
     Account, AccountChange, AccountId, Key, KeyChange, Millis, Outcome, Settled, Settlement,
     Status, StoreError,

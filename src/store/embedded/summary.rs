@@ -4,7 +4,6 @@
 //! hours, hours in which a day of the zone begins, filters that the sums do not know) comes
 //! from the records themselves. Both ways give the same sums to the nano-credit.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use jiff::Timestamp;
@@ -16,6 +15,7 @@ use super::HOUR_MS;
 use super::read::{Select, must_exist};
 use super::sql::{Count, Fault};
 use crate::billing::Credits;
+use crate::store::sums::{Cut, Sums, day_of};
 use crate::store::{AccountId, Group, Millis, SummaryRow, UsageFilter};
 use crate::time;
 
@@ -41,14 +41,7 @@ pub(super) fn summary(
         Group::Day => query.by_day(zone, since..until)?,
         Group::Hour => query.by_hour(since..until)?,
     };
-    let mut rows: Vec<_> = sums.0.into_values().collect();
-    rows.sort_by(|a, b| match by {
-        Group::Day | Group::Hour => a.group.cmp(&b.group),
-        Group::Model | Group::Key | Group::Tag | Group::Upstream => {
-            b.charge.cmp(&a.charge).then_with(|| a.group.cmp(&b.group))
-        }
-    });
-    Ok(rows)
+    Ok(sums.rows(by))
 }
 
 /// What the requests of a key were charged, settled within a range of times.
@@ -81,55 +74,6 @@ pub(super) fn spent(
     let cut = Cut::of(start..range.end.clamp(start, end));
     let parts: [Credits; 3] = [rows(cut.before)?, hours(cut.hours)?, rows(cut.after)?];
     Ok(parts.into_iter().sum())
-}
-
-/// Sums by group.
-#[derive(Default)]
-struct Sums(HashMap<String, SummaryRow>);
-
-impl Sums {
-    fn of(parts: Vec<(String, SummaryRow)>) -> Self {
-        let mut sums = Self::default();
-        for (group, part) in parts {
-            sums.add(group, &part);
-        }
-        sums
-    }
-
-    fn add(&mut self, group: String, part: &SummaryRow) {
-        let sum = self.0.entry(group).or_insert_with_key(|group| SummaryRow {
-            group: group.clone(),
-            ..SummaryRow::default()
-        });
-        sum.requests += part.requests;
-        sum.input_tokens += part.input_tokens;
-        sum.cached_input_tokens += part.cached_input_tokens;
-        sum.cache_creation_tokens += part.cache_creation_tokens;
-        sum.output_tokens += part.output_tokens;
-        sum.charge += part.charge;
-        sum.estimated += part.estimated;
-    }
-}
-
-/// A range of times, cut at whole hours. Each part may be empty.
-struct Cut {
-    before: Range<Millis>,
-    /// Since 1970.
-    hours: Range<i64>,
-    after: Range<Millis>,
-}
-
-impl Cut {
-    fn of(range: Range<Millis>) -> Self {
-        let first = (range.start + HOUR_MS - 1) / HOUR_MS;
-        let last = (range.end / HOUR_MS).max(first);
-        let (whole, end) = (first * HOUR_MS, last * HOUR_MS);
-        Self {
-            before: range.start..whole.min(range.end),
-            hours: first..last,
-            after: end.min(range.end)..range.end,
-        }
-    }
 }
 
 struct Query<'a> {
@@ -171,8 +115,8 @@ impl Query<'_> {
         let mut single_rows = vec![before, after];
         for (hour, part) in parts {
             let range = hour * HOUR_MS..(hour + 1) * HOUR_MS;
-            let day = day_of(zone, range.start)?;
-            if day == day_of(zone, range.end - 1)? {
+            let day = day_of(zone, range.start);
+            if day == day_of(zone, range.end - 1) {
                 sums.add(day, &part);
             } else {
                 single_rows.push(range);
@@ -180,7 +124,7 @@ impl Query<'_> {
         }
         for range in single_rows {
             for (ts, part) in self.sum_rows::<Millis>("ts", range)? {
-                sums.add(day_of(zone, ts)?, &part);
+                sums.add(day_of(zone, ts), &part);
             }
         }
         Ok(sums)
@@ -261,37 +205,5 @@ impl Query<'_> {
             })?
             .collect::<Result<_, _>>()?;
         Ok(parts)
-    }
-}
-
-/// The calendar day of a time, `YYYY-MM-DD`.
-fn day_of(zone: &TimeZone, ts: Millis) -> Result<String, Fault> {
-    let timestamp = Timestamp::from_millisecond(ts)
-        .map_err(|_| rusqlite::Error::IntegralValueOutOfRange(0, ts))?;
-    Ok(zone.to_datetime(timestamp).date().to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        /// The three parts are one after another, and only the edges are no whole hours.
-        #[test]
-        fn a_cut_range_loses_nothing(start in 0_i64..5 * HOUR_MS, length in 0_i64..5 * HOUR_MS) {
-            let end = start + length;
-            let Cut { before, hours, after } = Cut::of(start..end);
-            prop_assert_eq!(before.start, start);
-            prop_assert_eq!(after.end, end);
-            prop_assert!(before.end - before.start < HOUR_MS || hours.is_empty());
-            prop_assert!(after.end - after.start < HOUR_MS);
-            if hours.is_empty() {
-                prop_assert_eq!(before.end, after.start);
-            } else {
-                prop_assert_eq!(before.end, hours.start * HOUR_MS);
-                prop_assert_eq!(after.start, hours.end * HOUR_MS);
-            }
-        }
     }
 }

@@ -11,22 +11,31 @@ use tempfile::TempDir;
 use super::*;
 use crate::billing::ledger::{Expiry, Kind};
 use crate::billing::{Credits, Usage};
-use crate::store::{Attribution, KeyLimits, Mode, Outcome, Rejection, Source};
+use crate::store::examples::*;
+use crate::store::{Attribution, KeyLimits, Outcome, Rejection, Source};
 
 mod audit;
-mod documents;
-mod examples;
 mod faults;
-mod histories;
-mod lots;
-mod model;
-mod pages;
+mod plans;
 
-/// 2026-09-01T00:00:00Z
-const START: Millis = 1_788_220_800_000;
-const LENIENT: Admission =
-    Admission { mode: Mode::Lenient, max_in_flight: 64, most: None, tokens: 0 };
-const ALL: Page = Page { cursor: None, limit: 500 };
+// The same files stand below the other store.
+#[path = "../examples/bench.rs"]
+mod bench;
+#[path = "../examples/documents.rs"]
+mod documents;
+#[path = "../examples/histories.rs"]
+mod histories;
+#[path = "../examples/lots.rs"]
+mod lots;
+#[path = "../examples/model.rs"]
+mod model;
+#[path = "../examples/pages.rs"]
+mod pages;
+#[path = "../examples/requests.rs"]
+mod requests;
+
+/// Random histories of each kind.
+const CASES: u32 = 40;
 
 /// A store in a directory of its own, with a clock that stands still until it is set.
 struct Bench {
@@ -36,27 +45,11 @@ struct Bench {
 }
 
 impl Bench {
-    async fn new() -> Self {
-        let bench = Self::empty();
-        bench.store.create_account(account(), "Default".into()).await.unwrap();
-        bench.store.create_key(key_1(), KeyHash::of("key_1")).await.unwrap();
-        bench
-    }
-
-    fn empty() -> Self {
+    async fn empty() -> Self {
         let clock = Arc::new(AtomicI64::new(START));
         let directory = tempfile::tempdir().unwrap();
         let store = open(&directory.path().join("farebox.db"), &clock).unwrap();
         Self { store, clock, directory }
-    }
-
-    async fn with(balance: &str) -> Self {
-        let bench = Self::new().await;
-        match balance.strip_prefix('-') {
-            Some(debt) => drop(bench.settle("before", debt).await.unwrap()),
-            None => drop(bench.top_up("before", balance).await.unwrap()),
-        }
-        bench
     }
 
     fn path(&self) -> PathBuf {
@@ -70,54 +63,9 @@ impl Bench {
         self
     }
 
-    fn set_clock(&self, now: Millis) {
-        self.clock.store(now, Ordering::SeqCst);
-    }
-
-    async fn balance(&self) -> String {
-        self.store.account(&account()).await.unwrap().balance.to_string()
-    }
-
-    async fn admit(&self, id: &str) -> Result<Admitted, Refused> {
-        self.store.admit(&key_1(), request(id), LENIENT).await.unwrap()
-    }
-
-    async fn settle(&self, id: &str, charge: &str) -> Result<Settled, StoreError> {
-        self.store.settle(settlement(id, charge)).await
-    }
-
-    async fn top_up(&self, id: &str, amount: &str) -> Result<Granted, StoreError> {
-        self.grant(Kind::Topup, id, amount).await
-    }
-
-    async fn grant(&self, kind: Kind, id: &str, amount: &str) -> Result<Granted, StoreError> {
-        self.store.grant(granting(kind, id, amount)).await
-    }
-
-    /// Promotional credits that end after so long.
-    async fn promo(&self, id: &str, amount: &str, lasts: Millis) -> Result<Granted, StoreError> {
-        let lasts = Duration::from_millis(lasts.try_into().unwrap());
-        let grant = granting(Kind::Promo, id, amount);
-        self.store.grant(Grant { expires: Some(Expiry::After(lasts)), ..grant }).await
-    }
-
-    async fn entries(&self) -> Vec<Entry> {
-        let filter = EntryFilter::default();
-        self.store.entries(&account(), filter, ALL).await.unwrap().data
-    }
-
-    async fn lots(&self, filter: LotFilter) -> Vec<LotRow> {
-        self.store.lots(&account(), filter, ALL).await.unwrap().data
-    }
-
-    /// What each lot has left, by what granted it; in burn order, without empty ones.
-    async fn left(&self) -> Vec<(String, String)> {
-        let lots = self.lots(LotFilter::Usable).await;
-        lots.into_iter().map(|row| (row.source, row.lot.remaining.to_string())).collect()
-    }
-
-    async fn usage(&self) -> Vec<UsageRow> {
-        self.store.usage(&account(), UsageFilter::default(), ALL).await.unwrap().data
+    /// Writes what waits, and looks whether everything in the file fits together.
+    async fn assert_sound(&self) {
+        assert_sound(&self.path());
     }
 }
 
@@ -129,83 +77,6 @@ fn open(path: &Path, clock: &Arc<AtomicI64>) -> Result<Arc<Embedded>, OpenError>
         clock: Arc::new(move || clock.load(Ordering::SeqCst)),
     };
     Embedded::open(path, options)
-}
-
-fn account() -> AccountId {
-    AccountId("default".into())
-}
-
-fn credits(text: &str) -> Credits {
-    text.parse().unwrap()
-}
-
-fn request(id: &str) -> Candidate {
-    Candidate { id: id.into(), model: "sonnet".into() }
-}
-
-/// The key of [`settlement`], without limits.
-fn key_1() -> Key {
-    Key {
-        id: "key_1".into(),
-        account: account(),
-        name: "Laptop".into(),
-        tag: None,
-        models: Vec::new(),
-        rejection: Rejection::Limit,
-        limits: KeyLimits::default(),
-        last4: "a1B2".into(),
-        created_at: START,
-        expires_at: None,
-        revoked_at: None,
-    }
-}
-
-/// A request that costs at most so much, of an account in strict mode.
-fn strict(most: &str) -> Admission {
-    Admission { mode: Mode::Strict, most: Some(credits(most)), ..LENIENT }
-}
-
-fn settlement(id: &str, charge: &str) -> Settlement {
-    Settlement {
-        id: id.into(),
-        account: account(),
-        key: "key_1".into(),
-        model: "sonnet".into(),
-        served_model: None,
-        upstream: "anthropic".into(),
-        attribution: Attribution::default(),
-        usage: Usage { input: 12, output: 3, ..Usage::default() },
-        charge: credits(charge),
-        price_version: "v1".into(),
-        ttft_ms: Some(40),
-        latency_ms: 900,
-        stream: true,
-        outcome: Outcome::Completed,
-        source: Source::Reported,
-        http_status: 200,
-        flags: String::new(),
-    }
-}
-
-fn granting(kind: Kind, id: &str, amount: &str) -> Grant {
-    Grant {
-        account: account(),
-        kind,
-        amount: credits(amount),
-        expires: None,
-        note: "by hand".into(),
-        id: id.into(),
-    }
-}
-
-fn undo(of: &str, amount: Option<&str>, id: &str) -> Undo {
-    Undo {
-        account: account(),
-        of: of.into(),
-        amount: amount.map(credits),
-        note: "by hand".into(),
-        id: id.into(),
-    }
 }
 
 fn read_only(path: &Path) -> Connection {

@@ -363,3 +363,22 @@ async fn settle_for_ever(path: &Path) {
         task.await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_document_that_has_expired_leaves_no_row() {
+    let bench = Bench::new().await;
+    let put = |name: &str, expires_at| crate::store::Put {
+        name: name.into(),
+        body: Some("1".into()),
+        replaces: None,
+        expires_at,
+    };
+    let scope = crate::store::Scope::Installation;
+    bench.store.put_document(&scope, put("a", Some(START + 10))).await.unwrap();
+    bench.set_clock(START + 10);
+    bench.store.put_document(&scope, put("b", None)).await.unwrap();
+    let left: i64 = read_only(&bench.path())
+        .query_row("SELECT count(*) FROM document", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(left, 1);
+}

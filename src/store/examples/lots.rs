@@ -57,7 +57,7 @@ async fn b1_a_debit_takes_what_a_lot_has_and_the_rest_is_debt() {
     assert_eq!(bench.last().await, did(Kind::DebitAi, "-0.3", &[(1, "-0.2"), (0, "-0.1")]));
     let bench = bench.reopened().await;
     assert_eq!(bench.admit("two").await, Err(Refused::OutOfCredits { balance: credits("-0.1") }));
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn b3_a_top_up_that_only_pays_the_debt_leaves_an_empty_lot() {
     assert_eq!(bench.lots(LotFilter::Usable).await, []);
     let all = bench.lots(LotFilter::All).await;
     assert_eq!((all[0].lot.to_debt, all[0].lot.remaining), (credits("0.1"), Credits::ZERO));
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn b10_only_what_remains_of_a_lot_is_written_off() {
     assert_eq!(line(expiry), did(Kind::Expiry, "-4.9", &[(1, "-4.9")]));
     assert_eq!((expiry.reference.as_str(), expiry.balance_after), ("lot_1", Credits::ZERO));
     assert_eq!(bench.balance().await, "0");
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 /// B13 too: what has ended when a request settles does not pay for it.
@@ -172,7 +172,7 @@ async fn b11_b13_lots_that_end_while_a_request_runs_do_not_pay_for_it() {
     assert_eq!(line(&entries[0]), did(Kind::DebitAi, "-0.4", &[(1, "-0.4")]));
     let balances = [&entries[1], &entries[0]].map(|entry| entry.balance_after.to_string());
     assert_eq!(balances, ["5", "4.6"]);
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn b15_expiry_and_a_debit_end_the_same_in_either_order() {
         let kinds: Vec<_> = bench.entries().await.iter().map(|entry| entry.kind).collect();
         assert_eq!(kinds, [Kind::DebitAi, Kind::Expiry, Kind::Promo, Kind::Topup]);
         assert_eq!(bench.left().await, left(&[("before", "4.6")]));
-        assert_sound(&bench.path());
+        bench.assert_sound().await;
     }
 }
 
@@ -217,7 +217,7 @@ async fn b16_b17_settling_twice_takes_from_no_lot_twice() {
     assert_eq!(again, Settled { balance: first.balance, duplicate: true });
     assert!(matches!(bench.settle("one", "0.9").await, Err(StoreError::Conflict(_))));
     assert_eq!(bench.entries().await.len(), 2);
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -243,7 +243,7 @@ async fn b20_a_refund_undoes_a_debit_from_its_end() {
     assert_eq!(refund.entry.undoes, Some(3));
     assert_eq!(bench.left().await, left(&[("gift", "0.2"), ("pay", "0.1")]));
     assert!(bench.admit("two").await.is_ok());
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -263,7 +263,7 @@ async fn b21_a_refund_does_not_evaporate_with_the_lots_that_have_ended() {
         .collect();
     use crate::billing::ledger::Class::{Promo, Usage};
     assert_eq!(new, [(Promo, later + 30 * DAY, "back"), (Usage, later + YEAR, "back")]);
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -285,7 +285,7 @@ async fn b22_refunds_never_exceed_the_debit_and_happen_once_by_their_id() {
     let unknown = bench.store.refund(undo("before", None, "no request")).await;
     assert!(matches!(unknown, Err(StoreError::NotFound(_))));
     assert_eq!((bench.balance().await.as_str(), bench.entries().await.len()), ("1", 4));
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -304,7 +304,7 @@ async fn b23_a_payment_that_is_taken_back_takes_its_own_lot_first() {
     assert!(matches!(again, Err(StoreError::Ledger(_))));
     let gift = bench.store.reverse(undo("gift", None, "no payment")).await;
     assert!(matches!(gift, Err(StoreError::NotFound(_))));
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -314,7 +314,7 @@ async fn b24_an_adjustment_upwards_is_a_lot_and_downwards_a_debit() {
     assert_eq!(bench.last().await, did(Kind::Adjust, "2", &[(2, "2")]));
     bench.grant(Kind::Adjust, "down", "-2").await.unwrap();
     assert_eq!(bench.last().await, did(Kind::Adjust, "-2", &[(1, "-1"), (2, "-1")]));
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -339,7 +339,7 @@ async fn b25_closing_lets_what_runs_settle_and_then_forfeits_the_rest() {
     assert_eq!(bench.balance().await, "0");
     let again = bench.store.close_account(&account(), "end".into()).await.unwrap();
     assert_eq!((again.status, bench.entries().await.len()), (closed, 5));
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -350,7 +350,7 @@ async fn an_account_that_was_closing_when_the_process_ended_is_closed_by_the_nex
     let bench = bench.reopened().await;
     bench.swept("closed", async || bench.status().await == crate::store::Status::Closed).await;
     assert_eq!(bench.last().await, did(Kind::Forfeit, "-1", &[(1, "-1")]));
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -365,7 +365,7 @@ async fn b26_debt_stays_on_record_and_only_an_adjustment_writes_it_off() {
     assert!(conflict(bench.top_up("pay", "0.3").await));
     bench.grant(Kind::Adjust, "written off", "0.3").await.unwrap();
     assert_eq!(bench.balance().await, "0");
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -381,7 +381,7 @@ async fn b27_what_settles_after_the_end_is_recorded_and_changes_nothing() {
     assert_eq!((row.charge, row.flags.as_slice()), (Credits::ZERO, &["account_closed".into()][..]));
     assert!(bench.settle("late", "0.9").await.unwrap().duplicate);
     assert!(matches!(bench.settle("late", "0.8").await, Err(StoreError::Conflict(_))));
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -441,7 +441,7 @@ async fn b30_at_its_very_expiry_a_lot_has_ended_for_admission_and_for_every_read
         bench.swept("an expiry", async || bench.entries().await.len() == 2).await;
         assert_eq!(bench.last().await, did(Kind::Expiry, "-1", &[(1, "-1")]));
         assert_eq!(bench.balance().await, "0");
-        assert_sound(&bench.path());
+        bench.assert_sound().await;
     }
 }
 
@@ -463,7 +463,7 @@ async fn b33_ten_requests_admitted_at_once_are_all_debited() {
         bench.settle(&format!("r{i}"), "0.3").await.unwrap();
     }
     assert_eq!(bench.balance().await, "-2");
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -508,7 +508,7 @@ async fn b36_a_settlement_after_the_place_is_gone_still_debits_once() {
         let settled = bench.settle("one", "0.3").await.unwrap();
         assert_eq!(settled, Settled { balance: Some(credits("0.7")), duplicate });
     }
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -524,7 +524,7 @@ async fn b37_a_clock_that_steps_back_revives_nothing() {
     assert_eq!((entries[0].ts, entries[0].seq), (START + DAY, 5));
     assert_eq!(bench.left().await, left(&[("before", "0.8")]));
     assert_eq!(bench.lots(LotFilter::All).await[0].lot.expired, credits("1"));
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 /// The clock of whoever calls has no say: ours stamps everything.
@@ -557,7 +557,7 @@ async fn b40_a_free_reply_is_an_entry_without_parts_and_a_failed_one_is_none() {
         (did(Kind::DebitAi, "0", &[]), 2)
     );
     assert_eq!(bench.store.account(&account()).await.unwrap().in_flight, 0);
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -593,7 +593,7 @@ async fn pages_of_lots_join_to_the_whole_list() {
 
 #[tokio::test]
 async fn many_accounts_are_swept_and_each_once() {
-    let bench = Bench::empty();
+    let bench = Bench::empty().await;
     for i in 0..40 {
         let id = AccountId(format!("a{i}").into());
         bench.store.create_account(id.clone(), String::new()).await.unwrap();
@@ -602,11 +602,16 @@ async fn many_accounts_are_swept_and_each_once() {
         bench.store.grant(gift).await.unwrap();
     }
     bench.set_clock(START + 60_000);
-    let db = read_only(&bench.path());
-    let expired = || -> i64 {
-        db.query_row("SELECT count(*) FROM entry WHERE kind = 'expiry'", [], |row| row.get(0))
-            .unwrap()
+    let expired = async || {
+        let filter = EntryFilter { kind: Some(Kind::Expiry), ..EntryFilter::default() };
+        let mut expired = 0;
+        for i in 0..40 {
+            let id = AccountId(format!("a{i}").into());
+            let rows = bench.store.entries(&id, filter.clone(), ALL).await.unwrap();
+            expired += rows.data.len();
+        }
+        expired
     };
-    bench.swept("all", async || expired() == 40).await;
-    assert_sound(&bench.path());
+    bench.swept("all", async || expired().await == 40).await;
+    bench.assert_sound().await;
 }

@@ -133,7 +133,7 @@ async fn as_in_the_model(steps: Vec<Step>) {
         bench.store.release(&account(), "probe");
     }
     bench.store.close().await.unwrap();
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 async fn sound_after(steps: Vec<Step>) {
@@ -148,7 +148,7 @@ async fn sound_after(steps: Vec<Step>) {
     let account = bench.store.account(&account()).await.unwrap();
     assert!(!account.balance.is_positive() && account.status == crate::store::Status::Closed);
     bench.store.close().await.unwrap();
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 fn run(history: impl Future<Output = ()>) {
@@ -157,7 +157,7 @@ fn run(history: impl Future<Output = ()>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: CASES, ..ProptestConfig::default() })]
     #[test]
     fn lots_burn_and_end_as_in_a_plain_model(
         steps in proptest::collection::vec(plain_step(), 1..60),

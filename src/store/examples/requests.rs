@@ -37,7 +37,7 @@ async fn a_new_account_has_nothing_and_admits_nothing() {
 
 #[tokio::test]
 async fn an_account_that_is_not_there_is_not_found() {
-    let bench = Bench::empty();
+    let bench = Bench::empty().await;
     let admitted = bench.store.admit(&key_1(), request("one"), LENIENT).await;
     assert!(matches!(admitted, Err(StoreError::NotFound(_))));
     assert!(matches!(bench.settle("one", "1").await, Err(StoreError::NotFound(_))));
@@ -71,7 +71,7 @@ async fn settling_again_with_another_charge_is_a_conflict_and_changes_nothing() 
     bench.settle("one", "0.3").await.unwrap();
     assert!(matches!(bench.settle("one", "0.9").await, Err(StoreError::Conflict(_))));
     assert_eq!((bench.balance().await.as_str(), bench.entries().await.len()), ("0.7", 2));
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -147,7 +147,7 @@ async fn a_free_reply_has_an_entry_of_zero_and_a_failed_one_only_its_row() {
     assert_eq!(bench.usage().await.len(), 2);
     assert_eq!(bench.store.account(&account()).await.unwrap().in_flight, 0);
     assert!(bench.store.settle(failed).await.unwrap().duplicate);
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
@@ -184,16 +184,13 @@ async fn a_clock_that_steps_back_does_not_turn_the_ledger_round() {
     bench.set_clock(START + 5);
     bench.settle("two", "0.1").await.unwrap();
     assert_eq!(bench.entries().await[0].ts, START + 5);
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 #[tokio::test]
 async fn a_closed_account_takes_no_credits_and_no_requests() {
     let bench = Bench::with("1").await;
-    bench.store.close().await.unwrap();
-    let db = Connection::open(bench.path()).unwrap();
-    db.execute("UPDATE account SET status = 'closed'", []).unwrap();
-    drop(db);
+    bench.store.close_account(&account(), "end".into()).await.unwrap();
     let bench = bench.reopened().await;
     assert_eq!(bench.admit("one").await, Err(Refused::NotOpen));
     assert!(matches!(bench.top_up("pay", "1").await, Err(StoreError::Conflict(_))));
@@ -264,7 +261,7 @@ async fn counts_beyond_belief_are_written_and_do_not_break_the_sums() {
         let usage = Usage { input: u64::MAX, cache_creation_1h: u64::MAX, ..Usage::default() };
         bench.store.settle(Settlement { usage, ..settlement(id, "0") }).await.unwrap();
     }
-    assert_sound(&bench.path());
+    bench.assert_sound().await;
 }
 
 fn key(id: &str) -> (Key, KeyHash) {

@@ -1,0 +1,654 @@
+//! The shared store: balances in Redis or Valkey, one server, a replicated one or a cluster,
+//! for any number of Farebox processes.
+//!
+//! Every operation is a script (`redis/lua`, one file each) that runs in one step on the keys of
+//! one account. The rules are those of `billing`; the scripts are their second implementation.
+//! The clock is the server's. Requests of an account that come at the same time go in one
+//! script (`lane`), over one connection with a breaker in front (`link`).
+//!
+//! Whether a command that got no answer was carried out is unknown. Nothing is repeated here:
+//! who asked repeats it with the same id, and it happens once.
+
+use std::future::ready;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::redis::Value;
+
+use super::{
+    Account, AccountChange, AccountId, Admission, Admitted, Answer, Candidate, Document, Entry,
+    EntryFilter, Grant, Granted, Group, Key, KeyChange, KeyUse, LotFilter, LotRow, Millis, Page,
+    Put, Refused, Rows, Scope, Settled, Settlement, Store, StoreError, SummaryRow, Undo,
+    UsageFilter, UsageRow,
+};
+use tokio::sync::mpsc;
+
+use crate::billing::audit::Record;
+use crate::config::Config;
+use crate::key::{KeyHash, Secret};
+use address::Address;
+use flights::Running;
+use lane::Lanes;
+use link::{Link, Timeouts};
+use names::{Name, Names};
+use read::Order;
+use reply::{Odd, Reply, no_account};
+use script::{Call, Script, Scripts};
+use settle::{Admit, Came, Settle};
+
+mod address;
+mod audit;
+mod changes;
+mod check;
+mod flights;
+mod keys;
+mod lane;
+mod link;
+mod names;
+mod read;
+mod reply;
+mod rows;
+mod script;
+mod settle;
+mod summary;
+mod tasks;
+#[cfg(test)]
+mod tests;
+
+pub use address::{is_redis, without_secrets};
+
+/// How long the maker of an object is remembered.
+const OWNED_MS: Millis = 30 * 24 * 3_600_000;
+
+/// Why a store cannot be used: what is wrong, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct OpenError(pub String);
+
+/// Where a store takes the time from, if not from the server.
+pub type Clock = Arc<dyn Fn() -> Millis + Send + Sync>;
+
+/// How a store is opened.
+#[derive(Clone)]
+pub struct Options {
+    /// `redis://…`, `rediss://…`, `redis+unix://…`, `redis+sentinel://…` or `redis+cluster://…`.
+    pub url: String,
+    /// Stands in for a password that the URL lacks.
+    pub password: Option<Secret>,
+    /// The certificate authority of a private server, as PEM.
+    pub ca_file: Option<PathBuf>,
+    /// What every key begins with.
+    pub prefix: String,
+    /// Longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// Longest wait for an answer that a request waits for.
+    pub command_timeout: Duration,
+    /// Replicas that must have a debit before it is acknowledged.
+    pub wait: u32,
+    /// How long a place is lent to a request; it is lent on while the request runs.
+    pub lease: Duration,
+    /// How long the ids of settlements are remembered.
+    pub remember: Duration,
+    /// Uses a server that is found unfit.
+    pub allow_unsafe: bool,
+    /// Tests set the time; it may step back.
+    pub clock: Option<Clock>,
+}
+
+impl Options {
+    /// The defaults, for a server.
+    pub fn of(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            password: None,
+            ca_file: None,
+            prefix: "fbx".into(),
+            connect_timeout: Duration::from_millis(200),
+            command_timeout: Duration::from_millis(250),
+            wait: 0,
+            lease: Duration::from_secs(60),
+            remember: Duration::from_secs(7 * 86_400),
+            allow_unsafe: false,
+            clock: None,
+        }
+    }
+}
+
+impl From<&Config> for Options {
+    fn from(config: &Config) -> Self {
+        let ca_file = &config.redis_ca_file;
+        Self {
+            password: config.redis_password.clone(),
+            ca_file: Some(ca_file.clone()).filter(|path| !path.as_os_str().is_empty()),
+            prefix: config.redis_prefix.clone(),
+            connect_timeout: config.redis_connect_timeout,
+            command_timeout: config.redis_command_timeout,
+            wait: config.redis_wait,
+            lease: config.redis_lease,
+            allow_unsafe: config.redis_allow_unsafe,
+            ..Self::of(&config.store)
+        }
+    }
+}
+
+/// A store in Redis or Valkey.
+pub struct Redis {
+    shared: Arc<Shared>,
+}
+
+/// What tasks hold too.
+struct Shared {
+    link: Arc<Link>,
+    names: Names,
+    scripts: Scripts,
+    clock: Option<Clock>,
+    lease: Duration,
+    remember: Duration,
+    running: Running,
+    keys: keys::Cache,
+    settles: Arc<Lanes<Settle, Settled>>,
+    admits: Arc<Lanes<Admit, Result<Admitted, Refused>>>,
+    releases: Arc<Lanes<String, ()>>,
+}
+
+impl Redis {
+    /// Connects, looks whether the server is fit, and begins to renew leases and to sweep.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`], when it cannot be reached, or must not be trusted with money.
+    pub async fn open(options: Options) -> Result<Arc<Self>, OpenError> {
+        let Options { url, password, ca_file, prefix, wait, lease, remember, clock, .. } = options;
+        let timeouts =
+            Timeouts { connect: options.connect_timeout, command: options.command_timeout };
+        let address = Address::read(&url, password.as_ref(), ca_file.as_deref())?;
+        let names = Names::new(&prefix);
+        let link = Link::open(&address, timeouts, wait, names.probe()).await?;
+        check::check(&link, &address, options.allow_unsafe).await?;
+        let shared = Arc::new(Shared {
+            link,
+            names,
+            scripts: Scripts::new(),
+            clock,
+            lease,
+            remember,
+            running: Running::default(),
+            keys: keys::Cache::default(),
+            settles: Arc::default(),
+            admits: Arc::default(),
+            releases: Arc::default(),
+        });
+        tasks::start(&shared);
+        Ok(Arc::new(Self { shared }))
+    }
+}
+
+impl Shared {
+    /// The first argument of a script: the time, where tests set it.
+    fn clock(&self) -> String {
+        self.clock.as_ref().map(|clock| clock().to_string()).unwrap_or_default()
+    }
+
+    /// The store's time.
+    async fn now(&self) -> Result<Millis, StoreError> {
+        match &self.clock {
+            Some(clock) => Ok(clock()),
+            None => Ok(keys::millis(self.link.quick(&::redis::cmd("TIME")).await?)?),
+        }
+    }
+
+    /// A call of a script about one account, with the time as its first argument.
+    fn call<'a>(&self, script: &'a Script, account: &AccountId, more: &[String]) -> Call<'a> {
+        script.call(&self.names, account, more).arg(self.clock())
+    }
+
+    /// Makes an account. It is listed first: what is listed and not there is left out, but
+    /// what is there and not listed would not be found.
+    async fn make_account(&self, id: AccountId, name: String) -> Result<Account, StoreError> {
+        let mut list = ::redis::cmd("ZADD");
+        list.arg(self.names.accounts()).arg(0).arg(&*id.0);
+        self.link.quick(&list).await?;
+        let call = self.call(&self.scripts.create_account, &id, &[]).arg(&name);
+        let mut answer = Reply::of(self.link.commit(&call).await?)?;
+        if answer.text()? != "ok" {
+            return Err(StoreError::Conflict(format!("the account {id} exists")));
+        }
+        self.read_account(&id).await
+    }
+
+    async fn configure(
+        &self,
+        id: &AccountId,
+        change: AccountChange,
+    ) -> Result<Account, StoreError> {
+        let mut call = self.call(&self.scripts.configure, id, &[]);
+        let mode = change.mode.map(|mode| mode.map(reply::word_of).unwrap_or_default());
+        let max = change.max_in_flight.map(|max| max.map(|n| n.to_string()).unwrap_or_default());
+        for (field, value) in [("name", change.name), ("mode", mode), ("max_in_flight", max)] {
+            if let Some(value) = value {
+                call.push(field);
+                call.push(value);
+            }
+        }
+        let mut answer = Reply::of(self.link.commit(&call).await?)?;
+        if answer.text()? != "ok" {
+            return Err(no_account(id));
+        }
+        self.read_account(id).await
+    }
+
+    /// Settles requests of one account; the answers are in their order.
+    async fn send_settles(
+        &self,
+        account: &AccountId,
+        mut asked: Vec<Settle>,
+    ) -> Vec<Result<Settled, StoreError>> {
+        let mut answers: Vec<Option<Result<Settled, StoreError>>> = vec![None; asked.len()];
+        // Twice suffices unless a day ends in between.
+        for _ in 0..4 {
+            let open: Vec<_> = (0..asked.len()).filter(|&n| answers[n].is_none()).collect();
+            if open.is_empty() {
+                break;
+            }
+            let sent: Vec<_> = open.iter().map(|&n| &asked[n]).collect();
+            let came = self.send_settles_once(account, &sent).await;
+            for (n, came) in open.into_iter().zip(came) {
+                match came {
+                    Ok(Came::Of(settled)) => answers[n] = Some(Ok(settled)),
+                    Err(error) => answers[n] = Some(Err(error)),
+                    Ok(Came::When(at)) => {
+                        match self.untils(account, &asked[n].settlement.key, at).await {
+                            Ok(untils) => asked[n].untils = untils,
+                            Err(error) => answers[n] = Some(Err(error)),
+                        }
+                    }
+                }
+            }
+        }
+        answers.into_iter().map(|answer| answer.unwrap_or(Err(Odd.into()))).collect()
+    }
+
+    async fn send_settles_once(
+        &self,
+        account: &AccountId,
+        asked: &[&Settle],
+    ) -> Vec<Result<Came<Settled>, StoreError>> {
+        let script = &self.scripts.settle;
+        let ids: Vec<_> =
+            asked.iter().map(|op| self.names.request(account, &op.settlement.id)).collect();
+        let mut call = self.call(script, account, &ids);
+        call.push(script.fixed_keys().to_string());
+        call.push(self.remember.as_secs().to_string());
+        for op in asked {
+            op.push(&mut call);
+        }
+        let answers = self.link.commit(&call).await.map_err(StoreError::from);
+        each(answers, account, asked.len(), |n, answer| {
+            settle::settled(answer, account, &asked[n].settlement.id)
+        })
+    }
+
+    /// Asks for places for requests of one account; the answers are in their order.
+    async fn send_admits(
+        &self,
+        account: &AccountId,
+        mut asked: Vec<Admit>,
+    ) -> Vec<Result<Result<Admitted, Refused>, StoreError>> {
+        let mut answers: Vec<Option<Result<_, StoreError>>> = vec![None; asked.len()];
+        for _ in 0..4 {
+            let open: Vec<_> = (0..asked.len()).filter(|&n| answers[n].is_none()).collect();
+            if open.is_empty() {
+                break;
+            }
+            let mut call = self.call(&self.scripts.admit, account, &[]);
+            call.push(self.lease.as_millis().to_string());
+            for &n in &open {
+                asked[n].push(&mut call);
+            }
+            let came = self.link.run(&call).await.map_err(StoreError::from);
+            let came = each(came, account, open.len(), |n, answer| {
+                settle::admitted(answer, &asked[open[n]])
+            });
+            for (n, came) in open.into_iter().zip(came) {
+                match came {
+                    Ok(Came::Of(answer)) => answers[n] = Some(Ok(answer)),
+                    Err(error) => answers[n] = Some(Err(error)),
+                    Ok(Came::When(at)) => match self.untils(account, &asked[n].key.id, at).await {
+                        Ok(untils) => asked[n].untils = untils,
+                        Err(error) => answers[n] = Some(Err(error)),
+                    },
+                }
+            }
+        }
+        answers.into_iter().map(|answer| answer.unwrap_or(Err(Odd.into()))).collect()
+    }
+
+    /// Gives places back. Where that fails, they come back when their lease ends.
+    async fn send_releases(
+        &self,
+        account: &AccountId,
+        requests: Vec<String>,
+    ) -> Vec<Result<(), StoreError>> {
+        let mut call = self.call(&self.scripts.release, account, &[]);
+        for request in &requests {
+            call.push(request);
+        }
+        let sent = self.link.commit(&call).await.map(drop).map_err(StoreError::from);
+        vec![sent; requests.len()]
+    }
+
+    async fn epoch(&self) -> Result<String, StoreError> {
+        let mut info = ::redis::cmd("INFO");
+        info.arg("everything");
+        Ok(check::epoch_of(&self.link.of_each_master(&info).await?))
+    }
+
+    async fn document(&self, scope: &Scope, name: &str) -> Result<Option<Document>, StoreError> {
+        let keys = vec![self.names.document(scope, name)];
+        let call = self.scripts.document.call_on(keys).arg(self.clock());
+        let mut answer = Reply::of(self.link.run(&call).await?)?;
+        if answer.text()? != "ok" {
+            return Ok(None);
+        }
+        Ok(Some(Document { body: answer.text()?, version: answer.number()? }))
+    }
+
+    async fn put_document(&self, scope: &Scope, put: Put) -> Result<u64, StoreError> {
+        let Put { name, body, replaces, expires_at } = put;
+        let mut keys = vec![self.names.document(scope, &name)];
+        if let Scope::Account(account) = scope {
+            keys.push(self.names.of(account, Name::Account));
+        }
+        let or_empty = |number: Option<String>| number.unwrap_or_default();
+        let call = self.scripts.put_document.call_on(keys).arg(self.clock());
+        let call = call.arg(or_empty(replaces.map(|version| version.to_string())));
+        let call = call.arg(body.as_deref().unwrap_or_default());
+        let call = call.arg(or_empty(expires_at.map(|at| at.to_string())));
+        let call = call.arg(if body.is_none() { "1" } else { "0" });
+        let mut answer = Reply::of(self.link.commit(&call).await?)?;
+        match (answer.text()?.as_str(), scope) {
+            ("ok", _) => Ok(answer.number()?),
+            ("no_account", Scope::Account(account)) => Err(no_account(account)),
+            _ => Err(StoreError::Conflict(format!("{name} was changed meanwhile"))),
+        }
+    }
+
+    async fn own(&self, account: &AccountId, object: &str) -> Result<(), StoreError> {
+        let key = [self.names.object(account, object)];
+        let call = self.call(&self.scripts.own, account, &key).arg(OWNED_MS.to_string());
+        self.link.commit(&call).await?;
+        Ok(())
+    }
+
+    async fn owns(&self, account: &AccountId, object: &str) -> Result<bool, StoreError> {
+        let key = [self.names.object(account, object)];
+        let call = self.call(&self.scripts.owns, account, &key);
+        Ok(Reply::of(self.link.run(&call).await?)?.text()? == "yes")
+    }
+}
+
+/// The answer of each of several operations, or the one that stands for all.
+fn each<T>(
+    answers: Result<Value, StoreError>,
+    account: &AccountId,
+    count: usize,
+    read: impl Fn(usize, Reply) -> Result<T, StoreError>,
+) -> Vec<Result<T, StoreError>> {
+    let fail = |error: StoreError| (0..count).map(|_| Err(error.clone())).collect();
+    let answers = match answers {
+        Ok(Value::Array(answers)) => answers,
+        Ok(_) => return fail(Odd.into()),
+        Err(error) => return fail(error),
+    };
+    if let Some(Value::BulkString(word)) = answers.first() {
+        let is_known = word == b"no_account";
+        return fail(if is_known { no_account(account) } else { Odd.into() });
+    }
+    if answers.len() != count {
+        return fail(Odd.into());
+    }
+    answers.into_iter().enumerate().map(|(n, answer)| read(n, Reply::of(answer)?)).collect()
+}
+
+/// What a lane answers, once it does.
+async fn answered<T>(
+    answer: tokio::sync::oneshot::Receiver<Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    answer.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the store has ended".into())))
+}
+
+impl Store for Redis {
+    fn create_account(&self, id: AccountId, name: String) -> Answer<'_, Account> {
+        Box::pin(self.shared.make_account(id, name))
+    }
+
+    fn account(&self, id: &AccountId) -> Answer<'_, Account> {
+        let id = id.clone();
+        Box::pin(async move {
+            self.shared.releases.quiet(&id).await;
+            self.shared.read_account(&id).await
+        })
+    }
+
+    fn accounts(&self, page: Page) -> Answer<'_, Rows<Account>> {
+        Box::pin(self.shared.read_accounts(page))
+    }
+
+    fn configure_account(&self, id: &AccountId, change: AccountChange) -> Answer<'_, Account> {
+        let id = id.clone();
+        Box::pin(async move { self.shared.configure(&id, change).await })
+    }
+
+    fn create_key(&self, key: Key, hash: KeyHash) -> Answer<'_, Key> {
+        Box::pin(self.shared.make_key(key, hash))
+    }
+
+    fn key(&self, hash: &KeyHash) -> Answer<'_, Option<Arc<Key>>> {
+        match self.shared.kept_key(hash) {
+            Some(key) => Box::pin(ready(Ok(Some(key)))),
+            None => Box::pin(self.shared.read_key(*hash)),
+        }
+    }
+
+    fn keys(&self, account: &AccountId) -> Answer<'_, Vec<Key>> {
+        let account = account.clone();
+        Box::pin(async move { self.shared.read_keys(&account).await })
+    }
+
+    fn change_key(&self, account: &AccountId, id: &str, change: KeyChange) -> Answer<'_, Key> {
+        let (account, id) = (account.clone(), id.to_owned());
+        Box::pin(async move { self.shared.alter_key(&account, &id, Some(change)).await })
+    }
+
+    fn key_use(&self, account: &AccountId, id: &str) -> Answer<'_, KeyUse> {
+        let (account, id) = (account.clone(), id.to_owned());
+        Box::pin(async move { self.shared.read_key_use(&account, &id).await })
+    }
+
+    fn revoke_key(&self, account: &AccountId, id: &str) -> Answer<'_, Key> {
+        let (account, id) = (account.clone(), id.to_owned());
+        Box::pin(async move { self.shared.alter_key(&account, &id, None).await })
+    }
+
+    fn admit(
+        &self,
+        key: &Key,
+        request: Candidate,
+        how: Admission,
+    ) -> Answer<'_, Result<Admitted, Refused>> {
+        let (shared, account, id) = (self.shared.clone(), key.account.clone(), request.id.clone());
+        let asked = Admit { key: key.clone(), request, how, untils: String::new() };
+        Box::pin(async move {
+            // A place that was given back before this is free.
+            self.shared.releases.quiet(&account).await;
+            let send = move |account, asked| {
+                let shared = shared.clone();
+                async move { shared.send_admits(&account, asked).await }
+            };
+            let admitted = answered(self.shared.admits.submit(&account, asked, send)).await;
+            match &admitted {
+                Ok(Ok(_)) => self.shared.running.begin(&account, &id),
+                // It may have a place all the same.
+                Err(StoreError::Unavailable(_)) => self.release(&account, &id),
+                Ok(Err(_)) | Err(_) => {}
+            }
+            admitted
+        })
+    }
+
+    fn release(&self, account: &AccountId, request: &str) {
+        self.shared.running.end(account, request);
+        let shared = self.shared.clone();
+        // Nobody waits for it.
+        drop(self.shared.releases.submit(account, request.to_owned(), move |account, requests| {
+            let shared = shared.clone();
+            async move { shared.send_releases(&account, requests).await }
+        }));
+    }
+
+    fn settle(&self, settlement: Settlement) -> Answer<'_, Settled> {
+        let (shared, account) = (self.shared.clone(), settlement.account.clone());
+        self.shared.running.end(&account, &settlement.id);
+        let asked = Settle::new(settlement);
+        let answer = self.shared.settles.submit(&account, asked, move |account, asked| {
+            let shared = shared.clone();
+            async move { shared.send_settles(&account, asked).await }
+        });
+        Box::pin(answered(answer))
+    }
+
+    fn grant(&self, grant: Grant) -> Answer<'_, Granted> {
+        Box::pin(self.shared.grant(grant))
+    }
+
+    fn refund(&self, refund: Undo) -> Answer<'_, Granted> {
+        Box::pin(self.shared.refund(refund))
+    }
+
+    fn reverse(&self, reversal: Undo) -> Answer<'_, Granted> {
+        Box::pin(self.shared.reverse(reversal))
+    }
+
+    fn close_account(&self, account: &AccountId, id: String) -> Answer<'_, Account> {
+        let account = account.clone();
+        Box::pin(async move {
+            self.shared.close(&account, id).await?;
+            self.shared.read_account(&account).await
+        })
+    }
+
+    fn lots(&self, account: &AccountId, filter: LotFilter, page: Page) -> Answer<'_, Rows<LotRow>> {
+        let account = account.clone();
+        Box::pin(async move { self.shared.read_lots(&account, filter, &page).await })
+    }
+
+    fn entries(
+        &self,
+        account: &AccountId,
+        filter: EntryFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<Entry>> {
+        let account = account.clone();
+        Box::pin(async move {
+            self.shared.read_entries(&account, filter, &page, Order::NewestFirst).await
+        })
+    }
+
+    fn usage(
+        &self,
+        account: &AccountId,
+        filter: UsageFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<UsageRow>> {
+        let account = account.clone();
+        Box::pin(async move {
+            self.shared.read_usage(&account, filter, &page, Order::NewestFirst).await
+        })
+    }
+
+    fn entries_oldest_first(
+        &self,
+        account: &AccountId,
+        filter: EntryFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<Entry>> {
+        let account = account.clone();
+        Box::pin(async move {
+            self.shared.read_entries(&account, filter, &page, Order::OldestFirst).await
+        })
+    }
+
+    fn usage_oldest_first(
+        &self,
+        account: &AccountId,
+        filter: UsageFilter,
+        page: Page,
+    ) -> Answer<'_, Rows<UsageRow>> {
+        let account = account.clone();
+        Box::pin(async move {
+            self.shared.read_usage(&account, filter, &page, Order::OldestFirst).await
+        })
+    }
+
+    fn summary(
+        &self,
+        account: &AccountId,
+        filter: UsageFilter,
+        by: Group,
+        zone: jiff::tz::TimeZone,
+    ) -> Answer<'_, Vec<SummaryRow>> {
+        let account = account.clone();
+        Box::pin(async move { self.shared.sum(&account, &filter, by, &zone).await })
+    }
+
+    fn audited_accounts(&self, page: Page) -> Answer<'_, Rows<AccountId>> {
+        Box::pin(async move { self.shared.list_accounts(&page).await })
+    }
+
+    fn read_books(
+        &self,
+        account: &AccountId,
+        records: mpsc::Sender<Vec<Record>>,
+    ) -> Answer<'_, ()> {
+        let account = account.clone();
+        Box::pin(async move { self.shared.read_all(&account, records).await })
+    }
+
+    fn document(&self, scope: &Scope, name: &str) -> Answer<'_, Option<Document>> {
+        let (scope, name) = (scope.clone(), name.to_owned());
+        Box::pin(async move { self.shared.document(&scope, &name).await })
+    }
+
+    fn put_document(&self, scope: &Scope, put: Put) -> Answer<'_, u64> {
+        let scope = scope.clone();
+        Box::pin(async move { self.shared.put_document(&scope, put).await })
+    }
+
+    fn own(&self, account: &AccountId, object: &str) -> Answer<'_, ()> {
+        let (account, object) = (account.clone(), object.to_owned());
+        Box::pin(async move { self.shared.own(&account, &object).await })
+    }
+
+    fn owns(&self, account: &AccountId, object: &str) -> Answer<'_, bool> {
+        let (account, object) = (account.clone(), object.to_owned());
+        Box::pin(async move { self.shared.owns(&account, &object).await })
+    }
+
+    fn epoch(&self) -> Answer<'_, String> {
+        Box::pin(self.shared.epoch())
+    }
+
+    fn ready(&self) -> Answer<'_, ()> {
+        Box::pin(async move { Ok(self.shared.link.ready().await?) })
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        Box::pin(async move {
+            self.shared.settles.idle().await;
+            self.shared.releases.idle().await;
+            self.shared.link.close();
+            Ok(())
+        })
+    }
+}

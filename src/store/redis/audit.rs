@@ -1,0 +1,352 @@
+//! The books of an account as they are written, for an audit.
+//!
+//! One script reads all that changes at one instant, and where the ledger and the requests end
+//! then. What lies before is never changed, so it is read in steps while requests go on.
+
+use std::collections::VecDeque;
+
+use redis::Value;
+use tokio::sync::mpsc;
+
+use super::Shared;
+use super::names::Name;
+use super::read::Order;
+use super::reply::{self, Odd, Reply};
+use super::rows::{self, Item};
+use super::summary::{Hour, hour_of};
+use crate::billing::Credits;
+use crate::billing::audit::{
+    Counts, GrantedLot, Group, Head, Hold, HourSum, Line, Operation, Record, Request,
+};
+use crate::billing::ledger::{Kind, LedgerError};
+use crate::store::sums::HOUR_MS;
+use crate::store::{AccountId, Entry, Millis, Outcome, Source, StoreError, UsageFilter, UsageRow};
+
+/// Records that are handed over together, and read together.
+const BATCH: usize = 1000;
+/// Hours whose sums are read together.
+const HOURS: i64 = 240;
+
+/// Where an account stood at one instant.
+struct Instant {
+    seq: u64,
+    /// The place of the last request.
+    last: String,
+    /// Of what was written last; its sums may grow, so they are here.
+    hour: i64,
+    sums: VecDeque<HourSum>,
+}
+
+impl Shared {
+    /// Hands over all records of an account, in the order of [`Record`].
+    pub(super) async fn read_all(
+        &self,
+        account: &AccountId,
+        records: mpsc::Sender<Vec<Record>>,
+    ) -> Result<(), StoreError> {
+        let Some((instant, state)) = self.read_state(account).await.map_err(unsound)? else {
+            return Ok(());
+        };
+        if records.send(state).await.is_err() {
+            return Ok(());
+        }
+        let mut history = History::new(self, account, instant);
+        loop {
+            let batch = history.next_batch().await.map_err(unsound)?;
+            if batch.is_empty() || records.send(batch).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn read_state(
+        &self,
+        account: &AccountId,
+    ) -> Result<Option<(Instant, Vec<Record>)>, StoreError> {
+        let call = self.call(&self.scripts.books_head, account, &[]);
+        let mut answer = Reply::of(self.link.patient_run(&call).await?)?;
+        if answer.text()? != "ok" {
+            return Ok(None);
+        }
+        let balance = answer.credits()?;
+        let (seq, ts, held) = (answer.number()?, answer.number()?, answer.credits()?);
+        let (last, hour) = (answer.text()?, answer.number()?);
+        let debt = (Credits::ZERO - balance).max(Credits::ZERO);
+        let mut state = vec![Record::Account(Head { balance, debt, seq, ts, held })];
+        let mut lots = Vec::new();
+        for (number, packed) in pairs(answer.list()?)? {
+            let packed = format!("{number} {packed}");
+            let lot = rows::lot(&packed)?.lot;
+            let entry = reply::number(packed.split(' ').nth(11).ok_or(Odd)?)?;
+            lots.push(GrantedLot { lot, entry });
+        }
+        lots.sort_by_key(|granted| granted.lot.number);
+        state.extend(lots.into_iter().map(Record::Lot));
+        for (request, packed) in pairs(answer.list()?)? {
+            let amount = reply::number(packed.split(' ').next().ok_or(Odd)?)?;
+            let amount = Credits::from_nano(amount);
+            let ids = [self.names.request(account, &request)];
+            let settled = self.operations(&ids, &[], account).await?[0].is_some();
+            state.push(Record::Hold(Hold { request, amount, settled }));
+        }
+        let mut sums = VecDeque::new();
+        for sum in answer.list()? {
+            let mut sum = Reply::of(sum)?;
+            let name = sum.text()?;
+            let Hour { hour, model, key, tag, .. } = hour_of(&name)?;
+            let mut next = || sum.number::<i64>();
+            let counts = Counts {
+                requests: next()?,
+                tokens: [next()?, next()?, next()?, next()?],
+                charge: Credits::from_nano(next()?).into(),
+                estimated: next()?,
+            };
+            sums.push_back(HourSum { hour, group: Group { model, key, tag }, counts });
+        }
+        Ok(Some((Instant { seq, last, hour, sums }, state)))
+    }
+
+    /// The entries of operations, of requests by their keys and of operators by their ids.
+    async fn operations(
+        &self,
+        requests: &[String],
+        operators: &[&str],
+        account: &AccountId,
+    ) -> Result<Vec<Option<String>>, StoreError> {
+        let mut found = Vec::new();
+        if !requests.is_empty() {
+            let mut cmd = redis::cmd("MGET");
+            cmd.arg(requests);
+            found.extend(Reply::of(self.link.patient(&cmd).await?)?);
+        }
+        if !operators.is_empty() {
+            let mut cmd = redis::cmd("HMGET");
+            cmd.arg(self.names.of(account, Name::Operations)).arg(operators);
+            found.extend(Reply::of(self.link.patient(&cmd).await?)?);
+        }
+        Ok(found.into_iter().map(reply::maybe).collect::<Result<_, _>>()?)
+    }
+}
+
+/// What was read and is nothing that we write is a finding, not an outage.
+fn unsound(error: StoreError) -> StoreError {
+    if error.to_string() == StoreError::from(Odd).to_string() {
+        LedgerError::Unsound.into()
+    } else {
+        error
+    }
+}
+
+fn pairs(mut list: Reply) -> Result<Vec<(String, String)>, Odd> {
+    let mut pairs = Vec::new();
+    while let Some(name) = list.next() {
+        pairs.push((reply::text(name)?, list.text()?));
+    }
+    Ok(pairs)
+}
+
+/// Entries, requests and sums, merged by time.
+struct History<'a> {
+    shared: &'a Shared,
+    account: &'a AccountId,
+    instant: Instant,
+    entries: VecDeque<Line>,
+    /// Where the next step of entries begins; none: there are no more.
+    next_entry: Option<String>,
+    requests: VecDeque<Request>,
+    next_request: Option<String>,
+    sums: VecDeque<HourSum>,
+    /// The first hour whose sums are not read yet.
+    next_hour: Option<i64>,
+}
+
+impl<'a> History<'a> {
+    fn new(shared: &'a Shared, account: &'a AccountId, instant: Instant) -> Self {
+        let has_requests = !instant.last.is_empty();
+        Self {
+            shared,
+            account,
+            next_entry: (instant.seq > 0).then(|| "-".into()),
+            next_request: has_requests.then(|| "-".into()),
+            next_hour: Some(i64::MIN),
+            instant,
+            entries: VecDeque::new(),
+            requests: VecDeque::new(),
+            sums: VecDeque::new(),
+        }
+    }
+
+    async fn next_batch(&mut self) -> Result<Vec<Record>, StoreError> {
+        let mut batch = Vec::new();
+        while batch.len() < BATCH {
+            self.read_ahead().await?;
+            let entry = self.entries.front().map(|line| line.ts);
+            let request = self.requests.front().map(|request| request.ts);
+            // A sum comes after all that happened before its hour has ended.
+            let end = |sum: &HourSum| sum.hour.saturating_add(1).saturating_mul(HOUR_MS);
+            let sum = self.sums.front().map(end);
+            let is_first = |at: Option<Millis>| {
+                at.is_some_and(|at| [entry, request, sum].into_iter().flatten().all(|x| at <= x))
+            };
+            let record = if is_first(sum) {
+                self.sums.pop_front().map(Record::Sum)
+            } else if is_first(entry) {
+                self.entries.pop_front().map(Record::Entry)
+            } else {
+                self.requests.pop_front().map(Record::Request)
+            };
+            match record {
+                Some(record) => batch.push(record),
+                None => break,
+            }
+        }
+        Ok(batch)
+    }
+
+    async fn read_ahead(&mut self) -> Result<(), StoreError> {
+        if self.entries.is_empty()
+            && let Some(low) = self.next_entry.take()
+        {
+            self.read_entries(low).await?;
+        }
+        if self.requests.is_empty()
+            && let Some(low) = self.next_request.take()
+        {
+            self.read_requests(low).await?;
+        }
+        while self.sums.is_empty()
+            && let Some(hour) = self.next_hour.take()
+        {
+            self.read_sums(hour).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_entries(&mut self, low: String) -> Result<(), StoreError> {
+        let key = self.shared.names.of(self.account, Name::Entries);
+        let range = (low, format!("{}-0", self.instant.seq));
+        let items = self.shared.stream(&key, range, Order::OldestFirst, BATCH).await?;
+        if items.len() == BATCH {
+            self.next_entry = items.last().map(|item| format!("({}", item.id));
+        }
+        let entries: Vec<Entry> = items.into_iter().map(Item::entry).collect::<Result<_, _>>()?;
+        let is_request = |entry: &&Entry| entry.kind == Kind::DebitAi;
+        let by_time = |entry: &&Entry| matches!(entry.kind, Kind::Expiry | Kind::Forfeit);
+        let requests: Vec<_> = entries.iter().filter(is_request).collect();
+        let operators: Vec<_> =
+            entries.iter().filter(|entry| !is_request(entry) && !by_time(entry)).collect();
+        let keys: Vec<_> = requests
+            .iter()
+            .map(|entry| self.shared.names.request(self.account, &entry.reference))
+            .collect();
+        let ids: Vec<_> = operators.iter().map(|entry| entry.reference.as_str()).collect();
+        let found = self.shared.operations(&keys, &ids, self.account).await?;
+        let remembered = self.shared.now().await? - millis(self.shared.remember);
+        let mut operations = std::collections::HashMap::new();
+        for (entry, found) in requests.iter().chain(&operators).zip(found) {
+            let operation = match found.as_deref().map(|packed| packed.split(' ').nth(1)) {
+                Some(Some(seq)) => Operation::Entry(reply::number(seq)?),
+                Some(None) => return Err(Odd.into()),
+                None if is_request(entry) && entry.ts < remembered => Operation::Forgotten,
+                None => Operation::Unknown,
+            };
+            operations.insert(entry.seq, operation);
+        }
+        self.entries.extend(entries.into_iter().map(|entry| Line {
+            operation: operations.get(&entry.seq).copied().unwrap_or(Operation::Unknown),
+            seq: entry.seq,
+            ts: entry.ts,
+            kind: entry.kind,
+            amount: entry.amount,
+            balance_after: entry.balance_after,
+            reference: entry.reference,
+            parts: entry.parts,
+        }));
+        Ok(())
+    }
+
+    async fn read_requests(&mut self, low: String) -> Result<(), StoreError> {
+        let key = self.shared.names.of(self.account, Name::Usage);
+        let range = (low, self.instant.last.clone());
+        let items = self.shared.stream(&key, range, Order::OldestFirst, BATCH).await?;
+        if items.len() == BATCH {
+            self.next_request = items.last().map(|item| format!("({}", item.id));
+        }
+        for item in items {
+            self.requests.push_back(request_of(item.usage()?));
+        }
+        Ok(())
+    }
+
+    async fn read_sums(&mut self, from: i64) -> Result<(), StoreError> {
+        let first = if from == i64::MIN { self.first_hour().await? } else { Some(from) };
+        let Some(first) = first.filter(|first| *first < self.instant.hour) else {
+            self.sums.append(&mut self.instant.sums);
+            return Ok(());
+        };
+        let end = (first + HOURS).min(self.instant.hour);
+        let all = UsageFilter::default();
+        let mut found = self.shared.hours(self.account, &all, first..end).await?;
+        found.sort_by(|a, b| {
+            (a.hour, &a.model, &a.key, &a.tag).cmp(&(b.hour, &b.model, &b.key, &b.tag))
+        });
+        self.sums.extend(found.into_iter().map(|Hour { hour, model, key, tag, sum }| {
+            let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+            HourSum {
+                hour,
+                group: Group { model, key, tag },
+                counts: Counts {
+                    requests: count(sum.requests),
+                    tokens: [
+                        count(sum.input_tokens),
+                        count(sum.cached_input_tokens),
+                        count(sum.cache_creation_tokens),
+                        count(sum.output_tokens),
+                    ],
+                    charge: sum.charge.into(),
+                    estimated: count(sum.estimated),
+                },
+            }
+        }));
+        self.next_hour = Some(end);
+        Ok(())
+    }
+
+    async fn first_hour(&self) -> Result<Option<i64>, StoreError> {
+        let mut cmd = redis::cmd("ZRANGE");
+        cmd.arg(self.shared.names.of(self.account, Name::Hours)).arg(0).arg(0);
+        let name = Reply::of(self.shared.link.patient(&cmd).await?)?.next();
+        let hour = |name: Value| Ok::<_, Odd>(hour_of(&reply::text(name)?)?.hour);
+        Ok(name.map(hour).transpose()?)
+    }
+}
+
+fn request_of(row: UsageRow) -> Request {
+    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    Request {
+        id: row.id,
+        ts: row.ts,
+        group: Group {
+            model: row.model,
+            key: row.key,
+            tag: row.attribution.tag.unwrap_or_default(),
+        },
+        counts: Counts {
+            requests: 1,
+            tokens: [
+                count(row.input_tokens),
+                count(row.cached_input_tokens),
+                count(row.cache_creation_5m_tokens + row.cache_creation_1h_tokens),
+                count(row.output_tokens),
+            ],
+            charge: row.charge.into(),
+            estimated: i64::from(row.source == Source::Estimated),
+        },
+        completed: row.outcome == Outcome::Completed,
+        abandoned: row.outcome == Outcome::Abandoned,
+    }
+}
+
+fn millis(wait: std::time::Duration) -> Millis {
+    Millis::try_from(wait.as_millis()).unwrap_or(Millis::MAX)
+}

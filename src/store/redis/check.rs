@@ -1,0 +1,141 @@
+//! Whether a Redis can be trusted with money, looked at before it is.
+
+use redis::Value;
+
+use super::OpenError;
+use super::address::Address;
+use super::link::Link;
+
+/// The oldest versions that have what the scripts use.
+const REDIS: u32 = 7;
+const VALKEY: u32 = 8;
+
+/// Looks at every master, and says all that is wrong at once.
+///
+/// # Errors
+///
+/// [`OpenError`], unless `anyway`: then it is only logged.
+pub(super) async fn check(link: &Link, address: &Address, anyway: bool) -> Result<(), OpenError> {
+    let mut problems = Vec::new();
+    if address.is_remote() && !address.has_password() {
+        problems.push(String::from(
+            "it is on another machine and asks for no password: set one with an ACL user or \
+             requirepass, and give it in FAREBOX_REDIS_PASSWORD",
+        ));
+    }
+    let mut info = redis::cmd("INFO");
+    info.arg("everything");
+    let away =
+        |_| OpenError(format!("the store {address} does not tell about itself (INFO): allow it"));
+    for answer in link.of_each_master(&info).await.map_err(away)? {
+        for problem in problems_of(&text(&answer)) {
+            if !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let list = problems.join("\n  - ");
+    if anyway {
+        tracing::warn!("the store {address} is used although\n  - {list}");
+        return Ok(());
+    }
+    Err(OpenError(format!(
+        "the store {address} is not fit to keep balances:\n  - {list}\n(redis_allow_unsafe = true, \
+         or FAREBOX_REDIS_ALLOW_UNSAFE, starts all the same)"
+    )))
+}
+
+fn text(answer: &Value) -> String {
+    match answer {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Value::VerbatimString { text, .. } | Value::SimpleString(text) => text.clone(),
+        _ => String::new(),
+    }
+}
+
+/// What is wrong by what a server tells about itself.
+fn problems_of(info: &str) -> Vec<String> {
+    let value = |name: &str| {
+        info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
+    };
+    let major = |version: &str| version.split('.').next().and_then(|n| n.parse::<u32>().ok());
+    let mut problems = Vec::new();
+    let is_old = match (value("valkey_version"), value("redis_version")) {
+        (Some(version), _) => major(version).is_none_or(|major| major < VALKEY),
+        (None, Some(version)) => major(version).is_none_or(|major| major < REDIS),
+        (None, None) => true,
+    };
+    if is_old {
+        problems.push(format!(
+            "its version is {}: use Redis {REDIS} or Valkey {VALKEY}, or a newer one",
+            value("valkey_version").or_else(|| value("redis_version")).unwrap_or("unknown")
+        ));
+    }
+    if value("role") != Some("master") {
+        problems.push(String::from(
+            "it is a replica, which takes no debits: give the address of the master, or of the \
+             sentinels",
+        ));
+    }
+    if value("aof_enabled") != Some("1") {
+        problems.push(String::from(
+            "it does not keep an append-only file, so debits would be lost when it ends: set \
+             appendonly yes and appendfsync always",
+        ));
+    }
+    if let Some(policy) = value("maxmemory_policy").filter(|policy| *policy != "noeviction") {
+        problems.push(format!(
+            "when its memory is full it throws keys away (maxmemory-policy {policy}), balances \
+             among them: set maxmemory-policy noeviction"
+        ));
+    }
+    problems
+}
+
+/// A word for the history of a set of masters.
+pub(super) fn epoch_of(infos: &[Value]) -> String {
+    let mut words: Vec<_> = infos
+        .iter()
+        .map(|info| {
+            let info = text(info);
+            let of = |name: &str| {
+                let found =
+                    info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
+                found.unwrap_or_default().to_owned()
+            };
+            format!("{}.{}", of("run_id"), of("master_replid"))
+        })
+        .collect();
+    words.sort_unstable();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIT: &str = "redis_version:7.0.15\r\nrole:master\r\naof_enabled:1\r\n\
+                       maxmemory_policy:noeviction\r\n";
+
+    #[test]
+    fn each_way_of_being_unfit_is_named_with_its_remedy() {
+        assert_eq!(problems_of(FIT), Vec::<String>::new());
+        let valkey = format!("{FIT}valkey_version:8.0.1\r\n");
+        assert_eq!(problems_of(&valkey), Vec::<String>::new());
+        for (from, to, said) in [
+            ("7.0.15", "6.2.6", "version is 6.2.6"),
+            ("role:master", "role:slave", "replica"),
+            ("aof_enabled:1", "aof_enabled:0", "appendonly yes"),
+            ("noeviction", "allkeys-lru", "maxmemory-policy noeviction"),
+        ] {
+            let problems = problems_of(&FIT.replace(from, to));
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert!(problems[0].contains(said), "{problems:?}");
+        }
+        let old = format!("{FIT}valkey_version:7.2.5\r\n");
+        assert!(problems_of(&old)[0].contains("7.2.5"));
+    }
+}

@@ -1,0 +1,108 @@
+-- Takes places for requests of one account, or says why not.
+local LEASE, PER = tonumber(ARGV[2]), 8
+local count = (#ARGV - 2) / PER
+local books = open_with_flights()
+if not books then return { 'no_account' } end
+local stored = redis.call('HMGET', ACCT, 'mode', 'max_in_flight')
+lapse(books)
+
+local taken, answers = {}, {}
+local places = redis.call('ZCARD', FLIGHT) - #books.ended
+
+-- Whether a mode lets a request run that costs at most `most`, when `held` of what is left is
+-- held for others.
+local function admits(mode, left, held, most)
+  if left <= 0 then return false end
+  if mode == 'lenient' then return true end
+  if mode == 'one_request' then return left - held > 0 end
+  return most ~= nil and left - held >= most
+end
+
+local function refused_by_account(mode, most, limit)
+  if books.status ~= 'open' then return { 'not_open' } end
+  if books.balance <= 0 then return { 'credits', text(books.balance) } end
+  if mode == 'strict' and not most then return { 'unbounded' } end
+  if not admits(mode, books.balance, books.held, most) then
+    return { 'hold', text(books.balance), text(books.held), mode }
+  end
+  if places >= limit then return { 'in_flight', text(places), text(limit) } end
+end
+
+local function refused_by_key(terms, running, mode, most, tokens)
+  local limits, spent = terms.limits, terms.spent
+  for _, period in ipairs({ 'daily', 'weekly', 'monthly', 'total' }) do
+    local cap = limits[period]
+    if cap and not admits(mode, cap - spent[period], running.held, most) then
+      return {
+        'spend', period, text(cap), text(spent[period]), text(running.held),
+        spent.untils[period] and text(spent.untils[period]) or '',
+      }
+    end
+  end
+  if limits.running and running.count >= limits.running then
+    return { 'key_in_flight', text(running.count), text(limits.running) }
+  end
+  for _, rate in ipairs({ { 'requests', 1 }, { 'tokens', tokens } }) do
+    local limit = limits[rate[1]]
+    local full = limit and overflow(bucket(books, terms, rate[1] .. ' ', limit), limit, rate[2])
+    if full then return { 'rate', rate[1], text(limit), full[1], full[2] } end
+  end
+end
+
+for n = 1, count do
+  local id, key, model, mode, limit, most, tokens, untils =
+    unpack(ARGV, 3 + (n - 1) * PER, 2 + n * PER)
+  most, tokens = tonumber(most), tonumber(tokens)
+  if stored[1] and stored[1] ~= '' then mode = stored[1] end
+  if stored[2] and stored[2] ~= '' then limit = stored[2] end
+  local terms, running = terms_of(books, key), running_of(books, key)
+  local limits = terms.limits
+  if taken[id] or (redis.call('HEXISTS', FLY, id) == 1 and not books.gone[id]) then
+    answers[n] = { 'ok', text(books.balance) }
+  elseif not terms.known then
+    answers[n] = { 'no_key' }
+  elseif limits.revoked then
+    answers[n] = { 'ended', 'revoked' }
+  elseif limits.expires_at and limits.expires_at <= books.ts then
+    answers[n] = { 'ended', 'expired' }
+  elseif not roll(books, terms, untils) then
+    answers[n] = { 'when', text(books.ts) }
+  else
+    local refused = refused_by_account(mode, most, tonumber(limit))
+      or refused_by_key(terms, running, mode, most, tokens)
+    if refused then
+      answers[n] = refused
+    else
+      local hold = mode == 'lenient' and 0 or most or (books.balance - books.held)
+      books.held = books.held + hold
+      running.count = running.count + 1
+      running.held = running.held + hold
+      places = places + 1
+      taken[id] = { hold, tokens, key, model }
+      for _, rate in ipairs({ { 'requests ', limits.requests, 1 },
+        { 'tokens ', limits.tokens, tokens } }) do
+        if rate[2] then
+          terms.levels[rate[1]] = terms.levels[rate[1]] + rate[3] * PARTS
+        end
+      end
+      answers[n] = { 'ok', text(books.balance) }
+    end
+  end
+end
+
+-- Only what has changed: a place alone is no business of the ledger.
+if #books.lines > 0 or #books.ended > 0 then
+  write_with_flights(books)
+else
+  write_running(books)
+  if next(taken) then redis.call('HSET', ACCT, 'held', text(books.held)) end
+end
+write_terms(books)
+local lent_until = text(books.ts + LEASE)
+for id, flight in pairs(taken) do
+  redis.call('ZADD', FLIGHT, lent_until, id)
+  redis.call('HSET', FLY, id, table.concat({
+    text(flight[1]), text(books.ts), text(flight[2]), flight[3], flight[4],
+  }, ' '))
+end
+return answers

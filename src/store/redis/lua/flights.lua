@@ -1,0 +1,121 @@
+-- Requests that run: each has a place, lent until an instant. Whoever runs it lends it on for
+-- as long as it runs; a place that was not is free again, and its request was abandoned.
+
+local HOUR = 3600000
+
+-- Of the requests of each key: how many run, and what is held for them.
+local function running_of(books, key)
+  local running = books.running[key]
+  if not running then
+    local packed = redis.call('HGET', RUNNING, key)
+    local count, held = string.match(packed or '0 0', '^(%d+) (%d+)$')
+    running = { count = tonumber(count), held = tonumber(held) }
+    books.running[key] = running
+  end
+  return running
+end
+
+local function unpack_flight(packed)
+  local held, since, tokens, key, model = string.match(packed, '^(%d+) (%d+) (%d+) (%S*) (.*)$')
+  return {
+    held = tonumber(held), since = tonumber(since), tokens = tonumber(tokens), key = key,
+    model = model,
+  }
+end
+
+-- Notes that a place is given back; it is written with the books.
+local function give_back(books, id, flight)
+  if books.gone[id] then return end
+  books.gone[id] = true
+  books.held = books.held - flight.held
+  local running = running_of(books, flight.key)
+  running.count = running.count - 1
+  running.held = running.held - flight.held
+  books.ended[#books.ended + 1] = id
+end
+
+-- Requests whose places have ended, listed as they are: without a charge.
+local function lapse(books)
+  local ended = redis.call('ZRANGEBYSCORE', FLIGHT, '-inf', text(books.ts))
+  for _, id in ipairs(ended) do
+    local flight = unpack_flight(redis.call('HGET', FLY, id))
+    give_back(books, id, flight)
+    flight.id = id
+    books.lost[#books.lost + 1] = flight
+  end
+end
+
+-- Ends an account that is closing once nothing runs: what is left of every lot is forfeited.
+local function close_if_idle(books)
+  if books.status ~= 'closing' then return end
+  if redis.call('ZCARD', FLIGHT) > #books.ended then return end
+  local at = 1
+  while true do
+    local lot = usable(books, at)
+    if not lot then break end
+    if lot.remaining > 0 then write_off(books, lot, 'forfeit', 'forfeited') end
+    at = at + 1
+  end
+  books.status = 'closed'
+end
+
+local function add_to_sums(ts, group, counts)
+  local hour = text(math.floor(ts / HOUR))
+  local name = hour .. ' ' .. group
+  if redis.call('HINCRBY', HOURLY, 'r' .. name, 1) == 1 then
+    redis.call('ZADD', HOURS, hour, name)
+  end
+  for letter, count in pairs(counts) do
+    if count ~= '0' then redis.call('HINCRBY', HOURLY, letter .. name, count) end
+  end
+end
+
+local function open_with_flights()
+  local books = open()
+  if not books then return nil end
+  books.running, books.ended, books.gone, books.lost, books.terms = {}, {}, {}, {}, {}
+  return books
+end
+
+-- A row for each request that was abandoned, in place of the one that its settlement writes.
+local function list_lost(books)
+  for _, flight in ipairs(books.lost) do
+    local ts = text(books.ts)
+    local ran = text(math.max(books.ts - flight.since, 0))
+    local row = redis.call('XADD', USE, ts .. '-*', 'x', flight.id, 'k', flight.key,
+      'm', flight.model, 'l', ran)
+    local group = cjson.encode({ flight.model, flight.key, '' })
+    add_to_sums(books.ts, group, {})
+    local hour = text(math.floor(books.ts / HOUR))
+    redis.call('HSET', LOST, flight.id, row .. ' ' .. hour .. ' ' .. group)
+  end
+end
+
+local function write_running(books)
+  for key, running in pairs(books.running) do
+    if running.count == 0 then
+      redis.call('HDEL', RUNNING, key)
+    else
+      redis.call('HSET', RUNNING, key, text(running.count) .. ' ' .. text(running.held))
+    end
+  end
+end
+
+local function write_with_flights(books)
+  write(books)
+  if #books.ended > 0 then
+    redis.call('ZREM', FLIGHT, unpack(books.ended))
+    redis.call('HDEL', FLY, unpack(books.ended))
+  end
+  write_running(books)
+  list_lost(books)
+end
+
+-- When something is due in the account by time alone: the end of a lot or of a place.
+local function next_due()
+  local expiry = next_expiry()
+  local lease = redis.call('ZRANGE', FLIGHT, 0, 0, 'WITHSCORES')[2]
+  if not lease then return expiry end
+  if expiry == '' then return lease end
+  return tonumber(lease) < tonumber(expiry) and lease or expiry
+end

@@ -1,0 +1,90 @@
+-- Debit, entry, usage row and sums of requests of one account, each once, and their places
+-- given back.
+local FIXED, PER, TTL = tonumber(ARGV[2]), 14, ARGV[3]
+local count = (#ARGV - 3) / PER
+local books = open_with_flights()
+if not books then return { 'no_account' } end
+
+local answers, rows, markers, found = {}, {}, {}, {}
+for n = 1, count do
+  local at = 4 + (n - 1) * PER
+  local id, print, charge, completed, key = unpack(ARGV, at, at + 4)
+  charge = tonumber(charge)
+  local marker = KEYS[FIXED + n]
+  local tokens, untils = unpack(ARGV, at + 12, at + 13)
+  local terms = terms_of(books, key)
+  local done = found[id] or redis.call('GET', marker)
+  local late = books.status == 'closed'
+  local taken = late and 0 or charge
+  local refused = charge < 0 and 'sign' or refusal(books, -taken)
+  if done then
+    local first, _, balance = done_before(done)
+    answers[n] = { first == print and 'duplicate' or 'conflict', balance }
+  elseif refused then
+    answers[n] = { refused }
+  elseif not roll(books, terms, untils) then
+    answers[n] = { 'when', text(books.ts) }
+  else
+    if terms.spent then
+      for _, period in ipairs({ 'daily', 'weekly', 'monthly', 'total' }) do
+        terms.spent[period] = terms.spent[period] + taken
+      end
+      terms.changed = true
+    end
+    local parts = take(books, taken, 'used')
+    local seq = '-'
+    if charge > 0 or completed == '1' then
+      local note
+      if late and charge > 0 then
+        note = 'not charged, the account was closed: ' .. decimal(charge)
+      end
+      append(books, 'debit_ai', -taken, books.balance, id, parts, note)
+      seq = text(books.seq)
+    end
+    found[id] = remember(print, seq, books.balance)
+    markers[#markers + 1] = { marker, found[id] }
+    rows[#rows + 1] = { at = at, id = id, key = key, charge = text(taken), late = late }
+    answers[n] = { 'ok', text(books.balance) }
+  end
+
+  -- The request has ended, whatever is answered, unless it is asked again.
+  local flight = answers[n][1] ~= 'when' and redis.call('HGET', FLY, id)
+  if flight and not books.gone[id] then
+    flight = unpack_flight(flight)
+    give_back(books, id, flight)
+    local limit = terms.limits.tokens
+    if limit then
+      local level = bucket(books, terms, 'tokens ', limit)
+      terms.levels['tokens '] = math.max(level + (tonumber(tokens) - flight.tokens) * PARTS, 0)
+    end
+  end
+end
+
+close_if_idle(books)
+local ts = text(books.ts)
+write_with_flights(books)
+write_terms(books)
+for _, row in ipairs(rows) do
+  local group, input, cached, creation, output, estimated, packed =
+    unpack(ARGV, row.at + 5, row.at + 11)
+  local lost = redis.call('HGET', LOST, row.id)
+  if lost then
+    local old, name = string.match(lost, '^(%S+) (.*)$')
+    redis.call('XDEL', USE, old)
+    redis.call('HDEL', LOST, row.id)
+    if redis.call('HINCRBY', HOURLY, 'r' .. name, -1) == 0 then
+      redis.call('HDEL', HOURLY, 'r' .. name)
+      redis.call('ZREM', HOURS, name)
+    end
+  end
+  if row.late then
+    redis.call('XADD', USE, ts .. '-*', 'r', packed, 'c', '1')
+  else
+    redis.call('XADD', USE, ts .. '-*', 'r', packed)
+  end
+  add_to_sums(books.ts, group, {
+    i = input, c = cached, w = creation, o = output, e = estimated, x = row.charge,
+  })
+end
+for _, marker in ipairs(markers) do redis.call('SET', marker[1], marker[2], 'EX', TTL) end
+return answers
