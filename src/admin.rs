@@ -32,6 +32,7 @@ pub mod health;
 pub mod heartbeats;
 pub mod keys;
 pub mod ledger;
+mod limits;
 pub mod links;
 pub mod lots;
 pub mod openapi;
@@ -99,9 +100,11 @@ routes! {
     POST "/admin/v1/accounts" => accounts::create,
     GET "/admin/v1/accounts" => accounts::list,
     GET "/admin/v1/accounts/{account}" => accounts::show,
+    PATCH "/admin/v1/accounts/{account}" => accounts::change,
     POST "/admin/v1/accounts/{account}/close" => accounts::close,
     POST "/admin/v1/accounts/{account}/keys" => keys::create,
     GET "/admin/v1/accounts/{account}/keys" => keys::list,
+    PATCH "/admin/v1/accounts/{account}/keys/{key}" => keys::change,
     DELETE "/admin/v1/accounts/{account}/keys/{key}" => keys::revoke,
     POST "/admin/v1/accounts/{account}/credits" => credits::grant,
     POST "/admin/v1/accounts/{account}/refunds" => credits::refund,

@@ -22,6 +22,7 @@ mod export;
 pub mod failure;
 mod key;
 mod ledger;
+mod limit;
 pub mod price;
 mod span;
 pub mod table;

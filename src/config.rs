@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::alerts::mail::{Mailer, SmtpTls};
 use crate::billing::Credits;
+use crate::billing::limit::Mode;
 use crate::key::Secret;
 use crate::store::embedded::Synchronous;
 use crate::store::journal::LONGEST_REPLAY;
@@ -80,7 +81,14 @@ pub struct Config {
     /// Where users add credits; named in the refusal of a request. Empty: the operator is.
     pub billing_url: String,
 
-    /// Requests of one account that may run at once.
+    /// When requests are admitted: `lenient` (while the balance is above zero), `one_request`
+    /// (while it is above what is held) or `strict` (if the most that the request can cost
+    /// fits). An account may have another.
+    pub admission: Mode,
+    /// Bytes of a request that are taken for one token of its input, where it is not known yet.
+    /// With 1 no text has more tokens.
+    pub bytes_per_token: u64,
+    /// Requests of one account that may run at once. An account may have another number.
     pub max_in_flight: u32,
     /// Choices that one request may ask for (`n`).
     pub max_choices: u64,
@@ -219,6 +227,8 @@ impl Default for Config {
             redis_password: None,
             pricing: PathBuf::new(),
             billing_url: String::new(),
+            admission: Mode::Lenient,
+            bytes_per_token: 3,
             max_in_flight: 64,
             max_choices: 8,
             count_tokens_per_minute: 120,
@@ -411,6 +421,7 @@ impl Config {
         }
         for (name, zero) in [
             ("max_in_flight", self.max_in_flight == 0),
+            ("bytes_per_token", self.bytes_per_token == 0),
             ("max_choices", self.max_choices == 0),
             ("max_connections", self.max_connections == 0),
             ("max_pending", self.max_pending == 0),

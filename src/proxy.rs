@@ -21,7 +21,7 @@ use crate::alerts::Alerts;
 use crate::billing::price::Model;
 use crate::config::{self, Config};
 use crate::prices::Prices;
-use crate::store::{Admission, Attribution, Candidate, Key, Mode, Store};
+use crate::store::{Attribution, Candidate, Key, Store};
 use crate::telemetry::Metrics;
 use crate::wire::{Endpoint, attribution, request};
 use accept::Route;
@@ -312,12 +312,7 @@ async fn admit(
     call: &Call,
     started: Instant,
 ) -> Result<Bill, Error> {
-    let how = Admission {
-        mode: Mode::Lenient,
-        max_in_flight: ctx.config.max_in_flight,
-        most: None,
-        tokens: 0,
-    };
+    let how = price::ask(ctx, call);
     let candidate = Candidate { id: call.id.clone(), model: call.target.model.name.clone() };
     let admitted = ctx.store.admit(key, candidate, how).await.map_err(Error::Ledger)?;
     admitted.map_err(|refused| Error::refused(refused, key, &ctx.config.billing_url))?;

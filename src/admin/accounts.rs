@@ -9,8 +9,9 @@ use utoipa::{IntoParams, ToSchema};
 use super::credits::idempotency_key;
 use super::error::ErrorBody;
 use super::extract::{Body, Params, Target, page, short_text};
+use super::limits::{nullable, places};
 use super::{Error, State};
-use crate::store::{Account, AccountId, Rows};
+use crate::store::{Account, AccountChange, AccountId, Change, Mode, Rows};
 
 const ID_CHARS: usize = 64;
 const NAME_CHARS: usize = 100;
@@ -23,6 +24,22 @@ pub struct NewAccount {
     id: Option<String>,
     /// Shown beside the id; the id if absent.
     name: Option<String>,
+}
+
+/// What is to change of an account. What is absent stays.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccountPatch {
+    /// Shown beside the id.
+    name: Option<String>,
+    /// When its requests are admitted; `null` for what the configuration says.
+    #[serde(deserialize_with = "nullable")]
+    #[schema(value_type = Option<Mode>)]
+    mode: Change<Option<Mode>>,
+    /// Requests that may run at once; `null` for what the configuration says.
+    #[serde(deserialize_with = "nullable")]
+    #[schema(value_type = Option<u32>)]
+    max_in_flight: Change<Option<u32>>,
 }
 
 /// A page of accounts.
@@ -98,6 +115,36 @@ pub async fn list(
 )]
 pub async fn show(target: Target) -> Json<Account> {
     Json(target.account)
+}
+
+/// Changes the name of an account or how its requests are admitted; in force for the next
+/// request.
+///
+/// # Errors
+///
+/// A bad field, or no such account.
+#[utoipa::path(
+    patch, path = "/admin/v1/accounts/{account}", tag = "accounts", request_body = AccountPatch,
+    params(("account" = String, Path, description = "Its id")),
+    responses(
+        (status = 200, description = "The account as it is now", body = Account),
+        (status = 400, description = "Not a valid change", body = ErrorBody),
+        (status = 404, description = "No such account", body = ErrorBody),
+    )
+)]
+pub async fn change(
+    Shared(state): Shared<State>,
+    target: Target,
+    Body(patch): Body<AccountPatch>,
+) -> Result<Json<Account>, Error> {
+    let change = AccountChange {
+        name: patch.name.map(|name| short_text("name", name, NAME_CHARS)).transpose()?,
+        mode: patch.mode,
+        max_in_flight: places("max_in_flight", patch.max_in_flight)?,
+    };
+    let account = state.store.configure_account(&target.account.id, change).await?;
+    tracing::info!(account = %account.id, "account changed");
+    Ok(Json(account))
 }
 
 /// Ends an account for good: no request and no credit is taken any more; once what runs is

@@ -9,9 +9,12 @@ use utoipa::ToSchema;
 
 use super::error::ErrorBody;
 use super::extract::{Body, Target, short_text};
+use super::limits::{NewLimits, nullable};
 use super::{Error, State};
 use crate::key::{self, Class, KeyHash};
-use crate::store::{Account, Key, KeyLimits, Millis, Rejection, Rows, StoreError};
+use crate::store::{
+    Account, Change, Key, KeyChange, KeyLimits, KeyUse, Millis, Rejection, Rows, StoreError,
+};
 use crate::time;
 
 const NAME_CHARS: usize = 100;
@@ -34,6 +37,43 @@ pub struct NewKey {
     /// How requests are refused when credits are used up.
     #[serde(default)]
     rejection: Rejection,
+    /// What it may spend, and how often it may be used.
+    #[serde(default)]
+    limits: NewLimits,
+}
+
+/// What is to change of a key. What is absent stays.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeyPatch {
+    /// Shown in usage rows.
+    name: Option<String>,
+    /// The default attribution of its requests; `null` for none.
+    #[serde(deserialize_with = "nullable")]
+    #[schema(value_type = Option<String>)]
+    tag: Change<Option<String>>,
+    /// Models it may call, `*` standing for any characters; all if empty.
+    models: Option<Vec<String>>,
+    /// When it stops being valid: an RFC 3339 time, or a length of time such as `30d`; `null`
+    /// for never.
+    #[serde(deserialize_with = "nullable")]
+    #[schema(value_type = Option<String>)]
+    expires_at: Change<Option<String>>,
+    /// How requests are refused when credits are used up.
+    rejection: Option<Rejection>,
+    /// Its limits, one by one.
+    limits: NewLimits,
+}
+
+/// A key, and what is used of its limits.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct KeyRow {
+    /// The key.
+    #[serde(flatten)]
+    pub key: Key,
+    /// What is used; nothing where nothing is limited.
+    #[serde(rename = "use")]
+    pub in_use: Option<KeyUse>,
 }
 
 /// A key that was made now.
@@ -89,7 +129,7 @@ pub async fn make(
         tag: new.tag.map(|tag| short_text("tag", tag, NAME_CHARS)).transpose()?,
         models: valid_models(new.models)?,
         rejection: new.rejection,
-        limits: KeyLimits::default(),
+        limits: new.limits.of_new_key()?,
         last4: key::last4(secret.expose()),
         created_at: now,
         expires_at: new.expires_at.map(|text| expiry(&text, now)).transpose()?,
@@ -109,13 +149,86 @@ pub async fn make(
     get, path = "/admin/v1/accounts/{account}/keys", tag = "keys",
     params(("account" = String, Path, description = "Whose keys")),
     responses(
-        (status = 200, description = "All of them", body = Rows<Key>),
+        (status = 200, description = "All of them", body = Rows<KeyRow>),
         (status = 404, description = "No such account", body = ErrorBody),
     )
 )]
-pub async fn list(Shared(state): Shared<State>, target: Target) -> Result<Json<Rows<Key>>, Error> {
-    let data = state.store.keys(&target.account.id).await?;
+pub async fn list(
+    Shared(state): Shared<State>,
+    target: Target,
+) -> Result<Json<Rows<KeyRow>>, Error> {
+    let mut data = Vec::new();
+    for key in state.store.keys(&target.account.id).await? {
+        data.push(row(&state, key).await?);
+    }
     Ok(Json(Rows { data, next: None }))
+}
+
+async fn row(state: &State, key: Key) -> Result<KeyRow, Error> {
+    let in_use = if key.limits == KeyLimits::default() {
+        None
+    } else {
+        Some(state.store.key_use(&key.account, &key.id).await?)
+    };
+    Ok(KeyRow { key, in_use })
+}
+
+/// Changes a key, also one that is in use; in force for the next request. Limits are changed
+/// one by one. A new cap counts what was spent before.
+///
+/// # Errors
+///
+/// A bad field, no such account, or no such key in it.
+#[utoipa::path(
+    patch, path = "/admin/v1/accounts/{account}/keys/{key}", tag = "keys",
+    request_body = KeyPatch,
+    params(
+        ("account" = String, Path, description = "Whose key"),
+        ("key" = String, Path, description = "Its id"),
+    ),
+    responses(
+        (status = 200, description = "The key as it is now", body = KeyRow),
+        (status = 400, description = "Not a valid change", body = ErrorBody),
+        (status = 404, description = "No such key in this account", body = ErrorBody),
+    )
+)]
+pub async fn change(
+    Shared(state): Shared<State>,
+    target: Target,
+    Body(patch): Body<KeyPatch>,
+) -> Result<Json<KeyRow>, Error> {
+    let now = time::now();
+    let change = KeyChange {
+        name: patch.name.map(|name| short_text("name", name, NAME_CHARS)).transpose()?,
+        tag: each(patch.tag, |tag| short_text("tag", tag, NAME_CHARS))?,
+        models: patch.models.map(valid_models).transpose()?,
+        rejection: patch.rejection,
+        expires_at: each(patch.expires_at, |text| expiry(&text, now))?,
+        limits: patch.limits.change()?,
+    };
+    let changed = state.store.change_key(&target.account.id, &target.key, change).await;
+    let key = changed.map_err(|error| not_found(error, &target.key))?;
+    tracing::info!(account = %key.account, key = %key.id, "key changed");
+    Ok(Json(row(&state, key).await?))
+}
+
+/// A change by its value, if it has one.
+fn each<T, U>(
+    change: Change<Option<T>>,
+    read: impl FnOnce(T) -> Result<U, Error>,
+) -> Result<Change<Option<U>>, Error> {
+    match change {
+        None => Ok(None),
+        Some(None) => Ok(Some(None)),
+        Some(Some(value)) => read(value).map(|value| Some(Some(value))),
+    }
+}
+
+fn not_found(error: StoreError, key: &str) -> Error {
+    match error {
+        StoreError::NotFound(_) => Error::KeyNotFound(key.to_owned()),
+        other => other.into(),
+    }
 }
 
 /// Ends a key at once; what runs is still answered. Revoking twice is revoking once.
@@ -135,13 +248,8 @@ pub async fn list(Shared(state): Shared<State>, target: Target) -> Result<Json<R
     )
 )]
 pub async fn revoke(Shared(state): Shared<State>, target: Target) -> Result<Json<Key>, Error> {
-    let key =
-        state.store.revoke_key(&target.account.id, &target.key).await.map_err(
-            |error| match error {
-                StoreError::NotFound(_) => Error::KeyNotFound(target.key.clone()),
-                other => other.into(),
-            },
-        )?;
+    let revoked = state.store.revoke_key(&target.account.id, &target.key).await;
+    let key = revoked.map_err(|error| not_found(error, &target.key))?;
     tracing::info!(account = %key.account, key = %key.id, "key revoked");
     Ok(Json(key))
 }

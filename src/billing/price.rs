@@ -40,7 +40,7 @@ pub const FEES: [&str; 13] = [
 pub struct Rate(pub i64);
 
 impl Rate {
-    fn times(self, tokens: u64) -> i128 {
+    pub(super) fn times(self, tokens: u64) -> i128 {
         i128::from(self.0) * i128::from(tokens)
     }
 }

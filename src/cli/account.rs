@@ -1,15 +1,16 @@
 //! `farebox account`: who pays.
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::PageArgs;
 use super::context::Context;
 use super::failure::{Exit, Failure};
+use super::limit::Setting;
 use super::table::{Align, Table, amounts};
 use crate::admin::links::Link;
 use crate::billing::Credits;
-use crate::store::{Account, Rows, Status};
+use crate::store::{Account, Mode, Rows, Status};
 use crate::time;
 
 /// What to do with accounts.
@@ -45,6 +46,24 @@ pub enum AccountCommand {
         /// Let it be used until then, rather than once
         #[arg(long)]
         reusable: bool,
+    },
+    /// Change an account; in force for the next request ("none": as the configuration says)
+    #[command(
+        after_help = "Example:\n  farebox account set team-a --mode strict --max-in-flight 8"
+    )]
+    Set {
+        /// Its id (default: that of --account)
+        id: Option<String>,
+        /// Shown beside the id
+        #[arg(long)]
+        name: Option<String>,
+        /// When requests are admitted: lenient (while the balance is above zero), one_request
+        /// (while it is above what is held), strict (if the most that they can cost fits), none
+        #[arg(long, value_parser = ["lenient", "one_request", "strict", "none"])]
+        mode: Option<String>,
+        /// Requests that may run at once
+        #[arg(long, value_name = "N")]
+        max_in_flight: Option<Setting<u32>>,
     },
     /// End an account for good: what is left of its credits is lost
     #[command(after_help = "Example:\n  farebox account close team-a")]
@@ -106,6 +125,22 @@ pub async fn run(context: &Context, command: AccountCommand) -> Result<String, F
                 format!("{}\n", link.url)
             })
         }
+        AccountCommand::Set { id, name, mode, max_in_flight } => {
+            let id = id.as_ref().unwrap_or(&context.account);
+            let mode = mode.map(|mode| match mode.as_str() {
+                "none" => Value::Null,
+                mode => mode.into(),
+            });
+            let given = [
+                ("name", name.map(Value::from)),
+                ("mode", mode),
+                ("max_in_flight", max_in_flight.map(Value::from)),
+            ];
+            let given = given.into_iter().filter_map(|(name, value)| Some((name.into(), value?)));
+            let body = Value::Object(given.collect());
+            let answer = context.client.patch(&["accounts", id], &body).await?;
+            context.show(&answer, |account: Account| table(context, &[account]))
+        }
         AccountCommand::Close { id, idempotency_key } => {
             let path = ["accounts", &id];
             let balance = context.client.get(&path, &[]).await?.read::<Account>()?.balance;
@@ -152,6 +187,7 @@ fn table(context: &Context, accounts: &[Account]) -> String {
         ("HELD", Align::Right),
         ("AVAILABLE", Align::Right),
         ("RUNNING", Align::Right),
+        ("MODE", Align::Whole),
         ("STATUS", Align::Whole),
         ("CREATED", Align::Whole),
     ]);
@@ -168,8 +204,30 @@ fn table(context: &Context, accounts: &[Account]) -> String {
             columns[2][at].clone(),
             account.in_flight.to_string(),
             account.status.name().to_owned(),
+            match account.max_in_flight {
+                Some(limit) => format!("{}/{limit}", account.in_flight),
+                None => account.in_flight.to_string(),
+            },
+            account.mode.map_or("default", mode).to_owned(),
+            status(account.status).to_owned(),
             context.day(account.created_at),
         ]);
     }
     table.render(context.style)
+}
+
+const fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Lenient => "lenient",
+        Mode::OneRequest => "one_request",
+        Mode::Strict => "strict",
+    }
+}
+
+const fn status(status: Status) -> &'static str {
+    match status {
+        Status::Open => "open",
+        Status::Closing => "closing",
+        Status::Closed => "closed",
+    }
 }

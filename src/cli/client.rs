@@ -115,6 +115,15 @@ impl Client {
         self.send(request).await
     }
 
+    /// Changes what a path names.
+    ///
+    /// # Errors
+    ///
+    /// As the server says, or that it does not answer.
+    pub async fn patch(&self, path: &[&str], body: &serde_json::Value) -> Result<Answer, Failure> {
+        self.send(self.request(Method::PATCH, path, &[]).json(body)).await
+    }
+
     /// Ends what a path names.
     ///
     /// # Errors

@@ -1,12 +1,13 @@
 //! `farebox key`: what clients sign their requests with.
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::context::Context;
 use super::failure::Failure;
+use super::limit::{self, LimitArgs, Setting};
 use super::table::{Align, Table};
-use crate::admin::keys::CreatedKey;
+use crate::admin::keys::{CreatedKey, KeyRow};
 use crate::store::{Key, Millis, Rejection, Rows};
 use crate::time;
 
@@ -15,7 +16,7 @@ use crate::time;
 pub enum KeyCommand {
     /// Make a key and print it, this once
     #[command(after_help = "Examples:\n  \
-        farebox key create --name openclaw --models 'claude-*,gemini-3-flash'\n  \
+        farebox key create --name openclaw --models 'claude-*,gemini-3-flash' --daily 5\n  \
         farebox key create --name trial --expires 30d --tag trial")]
     Create {
         /// Shown in usage rows
@@ -33,6 +34,33 @@ pub enum KeyCommand {
         /// How requests are refused when credits are used up
         #[arg(long, value_enum, default_value_t)]
         rejection: Rejection,
+        #[command(flatten)]
+        limits: LimitArgs,
+    },
+    /// Change a key; in force for the next request ("none" takes a limit away)
+    #[command(after_help = "Examples:\n  \
+        farebox key set openclaw --daily 5 --zone Europe/Vilnius --rpm 60\n  \
+        farebox key set openclaw --daily none")]
+    Set {
+        /// Its id or its name
+        key: String,
+        /// Shown in usage rows
+        #[arg(long)]
+        name: Option<String>,
+        /// The default attribution of its requests, such as heartbeat
+        #[arg(long)]
+        tag: Option<Setting<String>>,
+        /// Models it may call, * standing for any characters; * alone for all
+        #[arg(long, value_delimiter = ',', value_name = "MODEL,…")]
+        models: Option<Vec<String>>,
+        /// When it stops being valid: a time such as 2026-12-31T00:00:00Z, or 30d from now
+        #[arg(long, value_name = "TIME", alias = "expires-at")]
+        expires: Option<Setting<String>>,
+        /// How requests are refused when credits are used up
+        #[arg(long, value_enum)]
+        rejection: Option<Rejection>,
+        #[command(flatten)]
+        limits: LimitArgs,
     },
     /// List the keys of an account, revoked ones too
     List,
@@ -52,10 +80,10 @@ pub enum KeyCommand {
 pub async fn run(context: &Context, command: KeyCommand) -> Result<String, Failure> {
     let account = context.account.as_str();
     match command {
-        KeyCommand::Create { name, tag, models, expires, rejection } => {
+        KeyCommand::Create { name, tag, models, expires, rejection, limits } => {
             let body = json!({
                 "name": name, "tag": tag, "models": models, "expires_at": expires,
-                "rejection": rejection,
+                "rejection": rejection, "limits": limits.body(),
             });
             let answer = context.client.post(&["accounts", account, "keys"], &body, None).await?;
             context.show(&answer, |created: CreatedKey| {
@@ -65,32 +93,48 @@ pub async fn run(context: &Context, command: KeyCommand) -> Result<String, Failu
                 format!("{}\n", created.key)
             })
         }
+        KeyCommand::Set { key, name, tag, models, expires, rejection, limits } => {
+            let id = context.key_id(&key).await?;
+            let given = [
+                ("name", name.map(Value::from)),
+                ("tag", tag.map(Value::from)),
+                ("models", models.map(Value::from)),
+                ("expires_at", expires.map(Value::from)),
+                ("rejection", rejection.map(|rejection| json!(rejection))),
+                ("limits", Some(limits.body())),
+            ];
+            let given = given.into_iter().filter_map(|(name, value)| Some((name.into(), value?)));
+            let body = Value::Object(given.collect());
+            let answer = context.client.patch(&["accounts", account, "keys", &id], &body).await?;
+            context.show(&answer, |row: KeyRow| table(context, &[row]))
+        }
         KeyCommand::List => {
             let answer = context.client.get(&["accounts", account, "keys"], &[]).await?;
-            context.show(&answer, |rows: Rows<Key>| table(context, &rows.data))
+            context.show(&answer, |rows: Rows<KeyRow>| table(context, &rows.data))
         }
         KeyCommand::Revoke { key } => {
             let id = context.key_id(&key).await?;
             context.confirm(&format!("Revoke {id} of account {account}, for good?"))?;
             let answer = context.client.delete(&["accounts", account, "keys", &id]).await?;
-            context.show(&answer, |key: Key| table(context, &[key]))
+            context.show(&answer, |key: Key| table(context, &[KeyRow { key, in_use: None }]))
         }
     }
 }
 
-fn table(context: &Context, keys: &[Key]) -> String {
+fn table(context: &Context, keys: &[KeyRow]) -> String {
     let mut table = Table::new([
         ("ID", Align::Left),
         ("NAME", Align::Left),
         ("KEY", Align::Whole),
         ("TAG", Align::Left),
         ("MODELS", Align::Left),
+        ("LIMITS", Align::Left),
         ("STATUS", Align::Whole),
         ("CREATED", Align::Whole),
         ("EXPIRES", Align::Whole),
     ]);
     let now = time::now();
-    for key in keys {
+    for KeyRow { key, in_use } in keys {
         let models = if key.models.is_empty() { "all".to_owned() } else { key.models.join(",") };
         table.row([
             key.id.clone(),
@@ -98,6 +142,7 @@ fn table(context: &Context, keys: &[Key]) -> String {
             format!("…{}", key.last4),
             key.tag.clone().unwrap_or_default(),
             models,
+            limit::cell(key, in_use.as_ref()),
             status(key, now).to_owned(),
             context.day(key.created_at),
             key.expires_at.map_or_else(|| "never".to_owned(), |at| context.day(at)),

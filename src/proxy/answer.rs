@@ -107,13 +107,14 @@ fn per_token(rate: Rate) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// `GET /v1/me`: balance, spending and limits, of the account that the key belongs to.
+/// `GET /v1/me`: balance, spending and limits, of the key and the account that it belongs to.
 ///
 /// # Errors
 ///
 /// [`Error::Ledger`] when the store cannot be asked.
 pub async fn me(ctx: &Context, key: &Key) -> Result<Reply, Error> {
     let account = ctx.store.account(&key.account).await.map_err(Error::Ledger)?;
+    let in_use = ctx.store.key_use(&key.account, &key.id).await.map_err(Error::Ledger)?;
     let now = super::now_ms();
     let today = now - now.rem_euclid(DAY_MS);
     let filter = UsageFilter { since: Some(today - 29 * DAY_MS), ..UsageFilter::default() };
@@ -137,10 +138,13 @@ pub async fn me(ctx: &Context, key: &Key) -> Result<Reply, Error> {
             "name": key.name,
             "tag": key.tag,
             "models": key.models,
+            "limits": key.limits,
+            "use": in_use,
             "expires_at": key.expires_at.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()),
         },
         "limits": {
-            "max_in_flight": ctx.config.max_in_flight,
+            "admission": account.mode.unwrap_or(ctx.config.admission),
+            "max_in_flight": account.max_in_flight.unwrap_or(ctx.config.max_in_flight),
             "in_flight": account.in_flight,
             "count_tokens_per_minute": ctx.config.count_tokens_per_minute,
         },

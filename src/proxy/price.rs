@@ -3,10 +3,59 @@
 //! The arithmetic is `billing::price`'s. What an entry has no price for is charged at what it
 //! has, and the row is flagged, so that nothing is free silently.
 
-use super::Context;
+use super::{Call, Context};
+use crate::billing::hold::{Asked, most};
 use crate::billing::price::{Model, charge};
 use crate::billing::{Credits, Usage};
+use crate::store::Admission;
+use crate::wire::Endpoint;
 use crate::wire::meter::Reading;
+
+/// What is known of a request before it is sent: the most that it can cost, and its tokens.
+///
+/// What an upstream adds to the input by itself is not in the bytes that came: all of the
+/// model's context is taken where the request builds on a stored one. Pictures by address, and
+/// what tools find, remain unseen.
+pub fn ask(ctx: &Context, call: &Call) -> Admission {
+    let Call { request, target, .. } = call;
+    let model = &target.model;
+    let bytes = request.body().len() as u64;
+    let sent = bytes.div_ceil(ctx.config.bytes_per_token.max(1));
+    let is_stored = request.previous_response.is_some() || request.conversation.is_some();
+    let input = if is_stored { model.context } else { Some(sent) };
+
+    let times = request.choices.saturating_mul(request.prompts);
+    let asked = request.max_output.map(|each| each.saturating_mul(times));
+    let output = match call.endpoint {
+        Endpoint::Embeddings => Some(0),
+        _ => {
+            let each = match (request.max_output, model.max_output) {
+                (Some(asked), Some(largest)) => Some(asked.min(largest)),
+                (asked, largest) => asked.or(largest),
+            };
+            each.map(|each| each.saturating_mul(times))
+        }
+    };
+    let of = |(input, output)| {
+        let table = ctx.prices.table();
+        let served = model.serves.iter().filter_map(|name| table.find(name));
+        let asked = Asked {
+            input,
+            output,
+            tier: request.service_tier.as_deref(),
+            tools: &request.hosted_tools,
+            cache_1h: request.asks_1h_cache,
+            media: request.audio_output || request.image_output || request.may_have_media(),
+        };
+        most(&asked, served.map(|model| &model.price).chain([&model.price]))
+    };
+    Admission {
+        mode: ctx.config.admission,
+        max_in_flight: ctx.config.max_in_flight,
+        most: if model.price.free { Some(Credits::ZERO) } else { input.zip(output).map(of) },
+        tokens: sent.saturating_add(asked.unwrap_or(0)),
+    }
+}
 
 /// The charge for what a reply reports; `None` if it reports nothing that can be priced.
 pub fn of_reading(

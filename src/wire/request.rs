@@ -68,6 +68,8 @@ pub struct Request {
     pub max_output: Option<u64>,
     /// Choices (`n`, `best_of`, `candidateCount`), at least 1.
     pub choices: u64,
+    /// Prompts that are answered apart from each other (Completions), at least 1.
+    pub prompts: u64,
     /// The service tier asked for, in lower case; `auto`, `default`, `standard` and the like are `None`.
     pub service_tier: Option<String>,
     /// Where the upstream is asked to compute (Anthropic); `global` is `None`.
@@ -200,6 +202,10 @@ pub fn read(
         asks_usage: include_usage || openrouter_usage.unwrap_or(false),
         max_output: fields::max_output(limits)?,
         choices: fields::choices(limits, settings.max_choices)?,
+        prompts: match endpoint {
+            Endpoint::Completions => fields::prompts(&top),
+            _ => 1,
+        },
         service_tier: fields::service_tier(&top)?,
         inference_geo: fields::inference_geo(&top)?,
         hosted_tools: tools::hosted(kind, &top)?,
@@ -288,6 +294,13 @@ impl Request {
     /// The body as it came, for an estimate.
     pub fn body(&self) -> &Bytes {
         &self.body
+    }
+
+    /// Whether there may be audio or images in the input, or be asked for: a body that has none
+    /// of these words, also not spelt with escapes, has none of these.
+    pub fn may_have_media(&self) -> bool {
+        let has = |word: &&str| memchr::memmem::find(&self.body, word.as_bytes()).is_some();
+        ["audio", "image", "video", "\\u00"].iter().any(has)
     }
 }
 

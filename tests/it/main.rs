@@ -26,6 +26,7 @@ mod http;
 mod io;
 mod limits;
 mod manage;
+mod modes;
 mod pages;
 mod pricing;
 mod reload;

@@ -120,6 +120,15 @@ pub fn max_output(limits: &Known<'_>) -> Result<Option<u64>, Invalid> {
     Ok(max)
 }
 
+/// How many prompts a list has; a list of numbers is one prompt, in tokens.
+pub fn prompts(top: &Known<'_>) -> u64 {
+    let items = || top.get("prompt").and_then(|prompt| prompt.items()).into_iter().flatten();
+    match items().next() {
+        Some(first) if first.unsigned().is_none() => items().count() as u64,
+        _ => 1,
+    }
+}
+
 /// How many choices are generated and billed.
 pub fn choices(limits: &Known<'_>, most: u64) -> Result<u64, Invalid> {
     let mut choices = 1;
