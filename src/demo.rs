@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::keys::CreatedKey;
+use crate::admin::links::Link;
 use crate::billing::Credits;
 use crate::cli::client::Client as ControlPlane;
 use crate::cli::failure::shell_word;
@@ -257,7 +258,8 @@ impl<'a> Demo<'a> {
         }
         self.provider.hurry(false);
         self.past.is_over();
-        println!("{}", self.guide(hour.len(), folder));
+        let pages = self.link().await?;
+        println!("{}", self.guide(hour.len(), folder, &pages));
         println!("listening on {}", self.running.url);
         println!("control plane on {}", self.running.admin_url);
         loop {
@@ -322,8 +324,17 @@ impl<'a> Demo<'a> {
         Ok(())
     }
 
+    /// A link to the billing pages, for as long as anybody looks at a demonstration.
+    async fn link(&self) -> anyhow::Result<String> {
+        let path = ["accounts", ACCOUNT, "sign-in-links"];
+        let link = json!({ "lasts": "30d", "reusable": true });
+        let made = self.control_plane.post(&path, &link, None).await;
+        let made = made.and_then(|answer| answer.read::<Link>());
+        Ok(made.map_err(|why| anyhow!("{why}"))?.url)
+    }
+
     /// What to try, to be pasted.
-    fn guide(&self, requests: usize, folder: &Folder) -> String {
+    fn guide(&self, requests: usize, folder: &Folder, pages: &str) -> String {
         let url = &self.running.url;
         let program = std::env::args().next().unwrap_or_else(|| "farebox".into());
         let farebox = shell_word(&program);
@@ -339,6 +350,7 @@ hour: {requests} requests by 3 keys, a refusal, a top-up. More come in as time g
 
   Base URL        {url}/v1
   Control plane   {admin_url}
+  Billing pages   {pages}
   Files           in {path}, and {files}
 
 Paste this into another terminal:

@@ -11,14 +11,14 @@ use crate::support::http::Call;
 use crate::support::{credits, until, within};
 
 /// A running demonstration. It is killed with its test.
-struct Demo {
+pub struct Demo {
     child: Child,
     printed: Vec<String>,
     folder: TempDir,
 }
 
 impl Demo {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let folder = TempDir::new().unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_farebox"))
             .args(["demo", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
@@ -39,9 +39,9 @@ impl Demo {
     }
 
     /// What stands behind a text on one of the printed lines.
-    fn printed(&self, text: &str) -> &str {
+    pub fn printed(&self, text: &str) -> &str {
         let line = self.printed.iter().find_map(|line| line.trim_start().strip_prefix(text));
-        line.unwrap_or_else(|| panic!("no {text:?} in {:#?}", self.printed))
+        line.unwrap_or_else(|| panic!("no {text:?} in {:#?}", self.printed)).trim()
     }
 
     fn files(&self) -> usize {

@@ -1,12 +1,16 @@
 //! The billing pages, in a real browser and over plain HTTP.
 
+use fantoccini::key::Key;
 use farebox::dashboard::{Area, PAGES};
 use serde_json::json;
 
+use crate::demo::Demo;
+use crate::support::account::chat;
 use crate::support::browser::Browser;
 use crate::support::http::Call;
 use crate::support::proxy::{Proxy, Setup};
-use crate::support::{credits, within};
+use crate::support::upstream::Upstream;
+use crate::support::{credits, until, within};
 
 /// A link that signs the holder of an account in.
 pub async fn link(proxy: &Proxy, account: &str) -> String {
@@ -136,6 +140,139 @@ async fn no_page_is_wider_than_its_window() {
             let wide = "const root = document.documentElement;
                 return root.scrollWidth > root.clientWidth ? [root.scrollWidth, innerWidth] : null";
             assert_eq!(browser.eval(wide, json!(null)).await, json!(null), "{}", page.slug);
+        }
+    }
+}
+
+/// Hostile text, wherever people or programs may name something.
+const HOSTILE: [&str; 4] = [
+    "\"><img src=x onerror=\"window.ran=1\">",
+    "<script>window.ran=1</script>",
+    "javascript:window.ran=1//",
+    "'-window.ran=1-'{{7*7}}</title><svg onload=window.ran=1>",
+];
+
+#[tokio::test]
+async fn hostile_names_tags_and_notes_stay_text_on_every_page() {
+    let upstream = Upstream::start().await;
+    let proxy = Proxy::before(&upstream).await;
+    let account = proxy.default_account();
+    for text in HOSTILE {
+        let key = account.new_key(&json!({ "name": text, "tag": text })).await;
+        let body = chat("test", "Hi");
+        let url = format!("{}/v1/chat/completions", proxy.url());
+        Call::post(url, &body).bearer(&key).reply().await.expect(200);
+        let grant = json!({ "kind": "topup", "amount": "1", "note": text });
+        let url = format!("{}/admin/v1/accounts/default/credits", proxy.admin_url());
+        let call = Call::post(url, &grant).bearer(proxy.admin_key());
+        call.header("idempotency-key", &format!("n{}", text.len())).reply().await.expect(201);
+    }
+    let browser = signed_in(&proxy, "default").await;
+    let usage = "usage?range=7d&model=%22%3E%3Cimg%20src%3Dx%20onerror%3Dwindow.ran%3D1%3E";
+    for path in
+        ["wallet", "costs?by=key", "costs?by=tag", "spending", "usage", usage, "transactions"]
+    {
+        browser.goto(&format!("{}/billing/default/{path}", proxy.admin_url())).await;
+        browser.find("h1").await;
+        let ran = "return [window.ran ?? null, document.querySelectorAll('main img').length]";
+        assert_eq!(browser.eval(ran, json!(null)).await, json!([null, 0]), "{path}");
+    }
+    assert!(!proxy.output().contains("content security policy"), "{}", proxy.output());
+}
+
+#[tokio::test]
+async fn the_demonstration_is_looked_at_by_keyboard_alone() {
+    let demo = within("the demonstration", tokio::task::spawn_blocking(Demo::start)).await.unwrap();
+    let browser = Browser::open().await;
+    browser.goto(demo.printed("Billing pages")).await;
+    browser.tab_to("button.primary").await;
+    browser.press("\n").await;
+    browser.until_text("h1", |text| text == "Wallet").await;
+    browser.find("#recent [scope=row] a").await;
+
+    // Where did it go, and why did the newest request cost what it did?
+    browser.press("gm").await;
+    browser.until_text("h1", |text| text == "Cost by model").await;
+    browser.find("tfoot data").await;
+    browser.press("gu").await;
+    browser.until_text("h1", |text| text == "Usage details").await;
+    browser.tab_to("a.row-link").await;
+    browser.press("\n").await;
+    browser.find("dialog[open] .sum tfoot data").await;
+    browser.press(&Key::Escape.to_string()).await;
+    let closed = "return document.querySelector('dialog[open]') === null";
+    until("a closed drawer", || async {
+        browser.eval(closed, json!(null)).await.as_bool()?.then_some(())
+    })
+    .await;
+    browser.press("/").await;
+    let focus = "return document.activeElement.id";
+    assert_eq!(browser.eval(focus, json!(null)).await, json!("f-model"));
+
+    // The chart: one stop, arrows, and the day behind a bar.
+    browser
+        .goto(&format!("{}/billing/default/spending", demo.printed("export FAREBOX_URL=")))
+        .await;
+    browser.tab_to("a.point").await;
+    browser.press(&Key::Left.to_string()).await;
+    browser.press(&Key::Right.to_string()).await;
+    browser.press("\n").await;
+    browser.until_text("h1", |text| text == "Usage details").await;
+    browser.press("gs").await;
+    browser.until_text("h1", |text| text == "Spending over time").await;
+    browser.press("t").await;
+    browser.find("details.twin[open] tfoot").await;
+    browser.press("?").await;
+    browser.find("dialog#keys[open]").await;
+}
+
+/// Looks at every page of the demonstration: nothing sticks out of a window, and no rule of
+/// accessibility is broken, in both colours. With `FAREBOX_SCREENSHOTS` it keeps pictures there.
+#[tokio::test]
+async fn every_page_fits_and_is_accessible_in_light_and_dark() {
+    let axe =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/target/browser/node_modules/axe-core/axe.min.js");
+    let axe = std::fs::read_to_string(axe).expect("axe-core: tests/browser/install.sh installs it");
+    let folder = std::env::var_os("FAREBOX_SCREENSHOTS").map(std::path::PathBuf::from);
+    let demo = within("the demonstration", tokio::task::spawn_blocking(Demo::start)).await.unwrap();
+    let browser = Browser::open().await;
+    browser.goto(demo.printed("Billing pages")).await;
+    browser.find("button.primary").await.click().await.unwrap();
+    browser.until_text("h1", |text| text == "Wallet").await;
+    let base = format!("{}/billing/default", demo.printed("export FAREBOX_URL="));
+    let request = browser.find("#recent [scope=row] a").await.attr("href").await.unwrap().unwrap();
+    let request = request.rsplit_once("/billing/default/").unwrap().1.to_owned();
+    let paths = ["wallet", "costs?range=7d", "spending?range=24h", "usage", "transactions"];
+    for path in paths.into_iter().chain([request.as_str(), "transactions?view=hour"]) {
+        browser.goto(&format!("{base}/{path}")).await;
+        for theme in ["light", "dark"] {
+            let set = "document.documentElement.dataset.theme = arguments[0]";
+            browser.eval(set, theme).await;
+            for width in [320, 360, 768, 1280] {
+                browser.resize(width, 900).await;
+                let wide = "const root = document.documentElement;
+                    return root.scrollWidth > root.clientWidth ? root.scrollWidth : null";
+                assert_eq!(browser.eval(wide, json!(null)).await, json!(null), "{path} at {width}");
+                if let Some(folder) = folder.as_ref().filter(|_| width == 360 || width == 1280) {
+                    std::fs::create_dir_all(folder).unwrap();
+                    let name = path.split(['?', '/']).next().unwrap();
+                    let name = match (path.contains('/'), path.contains("view=")) {
+                        (true, _) => "request",
+                        (_, true) => "transactions-by-hour",
+                        _ => name,
+                    };
+                    let picture = browser.client.screenshot().await.unwrap();
+                    std::fs::write(folder.join(format!("{name}-{width}-{theme}.png")), picture)
+                        .unwrap();
+                }
+            }
+            let script = format!(
+                "{axe};const done = arguments[arguments.length - 1];
+                axe.run().then((all) => done(all.violations.map((found) =>
+                    found.id + ': ' + found.nodes.map((node) => node.html).slice(0, 3).join(' | '))));"
+            );
+            let found = browser.client.execute_async(&script, vec![]).await.unwrap();
+            assert_eq!(found, json!([]), "{path} in {theme}");
         }
     }
 }
