@@ -166,7 +166,7 @@ fn lines(
                 written: grouped(sum.cache_creation_tokens),
                 output: grouped(sum.output_tokens),
                 average,
-                before,
+                before: if before == "nothing before" { "new".into() } else { before },
                 way,
             }
         })

@@ -62,6 +62,7 @@ pub struct Instant {
 #[derive(Clone, Copy, Debug)]
 enum Style {
     Full,
+    Short,
     Clock,
     Day,
     Ago(Millis),
@@ -71,6 +72,11 @@ impl Instant {
     /// `2026-09-30 14:02:11`.
     pub fn full(at: Millis, zone: &Zone) -> Self {
         Self { at, zone: zone.rules.clone(), style: Style::Full }
+    }
+
+    /// `30 Sep 14:02:11`.
+    pub fn short(at: Millis, zone: &Zone) -> Self {
+        Self { at, zone: zone.rules.clone(), style: Style::Short }
     }
 
     /// `14:02`.
@@ -94,6 +100,7 @@ impl fmt::Display for Instant {
         let zoned = time::in_zone(self.at, &self.zone);
         let text = match self.style {
             Style::Full => zoned.strftime("%Y-%m-%d %H:%M:%S").to_string(),
+            Style::Short => zoned.strftime("%-d %b %H:%M:%S").to_string(),
             Style::Clock => zoned.strftime("%H:%M").to_string(),
             Style::Day => zoned.strftime("%-d %b %Y").to_string(),
             Style::Ago(now) => ago(now - self.at),

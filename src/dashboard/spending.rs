@@ -232,12 +232,12 @@ async fn facts(
     let (since, until) = range.before();
     let before = page.spent(since, until).await?;
     let (change, _) = super::wallet::change(total, before);
+    let compared = match change.ends_with("more") || change.ends_with("less") {
+        true => format!("{change} than before"),
+        false => change,
+    };
     let mut facts = vec![
-        (
-            "Total",
-            Amount(total).text(),
-            if change.is_empty() { String::new() } else { format!("{change} than before") },
-        ),
+        ("Total", Amount(total).text(), compared),
         (
             if range.is_hours { "Hourly average" } else { "Daily average" },
             Amount(average).text(),

@@ -21,7 +21,8 @@ use crate::store::{
 /// Rows of a page.
 const ROWS: u32 = 50;
 const ROWS_MORE: [u32; 2] = [100, 500];
-/// How long after its admission a request is looked for by its id alone.
+/// How far from its admission a request is looked for by its id alone: it ends later, and the
+/// store's clock is not ours.
 const LOOK_MS: Millis = 2 * 3_600_000;
 /// Pages that are read to find it.
 const LOOK_PAGES: usize = 20;
@@ -262,7 +263,7 @@ fn line(page: &Page, row: UsageRow, cost: Exact, names: &HashMap<String, String>
     let (result, tone) = result(row.outcome);
     Line {
         href: format!("{}/{}?at={}", page.href("usage"), row.id, row.ts),
-        at: Instant::full(row.ts, &page.zone),
+        at: Instant::short(row.ts, &page.zone),
         served: row.served_model.unwrap_or_default(),
         key: names.get(&row.key).cloned().unwrap_or(row.key),
         tag: row.attribution.tag.unwrap_or_default(),
@@ -380,7 +381,7 @@ async fn find(page: &Page, id: &str, at: Option<Millis>) -> Result<Option<UsageR
     let (since, until) = match at {
         Some(at) => (at, at.saturating_add(1)),
         None => match admitted(id) {
-            Some(at) => (at, at + LOOK_MS),
+            Some(at) => (at - LOOK_MS, at + LOOK_MS),
             None => return Ok(None),
         },
     };
