@@ -217,6 +217,3 @@ async fn violation(body: axum::body::Bytes) -> StatusCode {
     tracing::warn!(%said, "a page broke its content security policy");
     StatusCode::NO_CONTENT
 }
-
-#[cfg(test)]
-mod tests;
