@@ -66,6 +66,21 @@ async fn streams_of_one_connection_have_each_their_own_key() {
     }
 }
 
+/// Every connection of the proxy's clients has ended: whatever was sent on them has begun.
+async fn ended(proxy: &Proxy) {
+    let port: u16 = proxy.url().rsplit(':').next().unwrap().parse().unwrap();
+    let ours = format!("0100007F:{port:04X}");
+    loop {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let mut fields = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        // All but those that listen, or only wait for late packets.
+        if !fields.any(|field| field[1] == ours && !matches!(field[3], "0A" | "06")) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
 /// Streams that are opened and reset as fast as it goes are settled as the upstream
 /// bills them, and leave no place taken.
 #[tokio::test]
@@ -90,6 +105,7 @@ async fn rapid_resets_leave_nothing_unsettled() {
             }
         }
     }
+    within("the end of all connections", ended(&proxy)).await;
     account.settled().await;
     let bills = upstream.bills();
     let billed = bills.iter().map(|bill| charge("test", &bill.counts)).sum();
