@@ -60,7 +60,7 @@ enum Kind {
 
 /// What makes connections to an address.
 pub(super) enum Connector {
-    Single(Client),
+    Single(Box<Client>),
     Sentinel(Box<SentinelClient>),
     Cluster(Box<ClusterClient>),
 }
@@ -195,10 +195,10 @@ impl Address {
         Ok(match &self.kind {
             Kind::Single => {
                 let node = self.nodes[0].clone();
-                Connector::Single(match certificates {
+                Connector::Single(Box::new(match certificates {
                     Some(certificates) => Client::build_with_tls(node, certificates)?,
                     None => Client::open(node)?,
-                })
+                }))
             }
             Kind::Sentinel(master) => {
                 let addresses = self.nodes.iter().map(|node| node.addr().clone());

@@ -24,7 +24,7 @@ fn calendar(at: Millis) -> [String; 2] {
 }
 
 fn print(fingerprint: &Fingerprint) -> String {
-    hex(&fingerprint[..16])
+    hex(fingerprint)
 }
 
 /// What came of an operation.
@@ -155,10 +155,10 @@ impl Shared {
             // It was trimmed away.
             _ => return Err(StoreError::NotFound(format!("entry of {id}"))),
         };
-        if let Some(due) = answer.next() {
-            if let Ok(due) = super::reply::text(due).and_then(|due| super::reply::number(&due)) {
-                self.note_due(account, due).await;
-            }
+        if let Some(Ok(due)) = answer.next().map(super::reply::text)
+            && let Ok(due) = super::reply::number(&due)
+        {
+            self.note_due(account, due).await;
         }
         Ok(Done::Granted(Granted { entry, duplicate }))
     }

@@ -18,9 +18,12 @@ const AT_ONCE: usize = 128;
 /// An answer that is on its way.
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
+/// What waits, by account.
+type Waiting<Op, T> = HashMap<AccountId, Vec<(Op, Reply<T>)>>;
+
 /// The lanes of one kind of operation.
 pub(super) struct Lanes<Op, T> {
-    waiting: Mutex<HashMap<AccountId, Vec<(Op, Reply<T>)>>>,
+    waiting: Mutex<Waiting<Op, T>>,
 }
 
 impl<Op, T> Default for Lanes<Op, T> {
@@ -82,7 +85,7 @@ impl<Op: Send + 'static, T: Send + 'static> Lanes<Op, T> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<AccountId, Vec<(Op, Reply<T>)>>> {
+    fn lock(&self) -> MutexGuard<'_, Waiting<Op, T>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

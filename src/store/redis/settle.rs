@@ -28,7 +28,7 @@ impl Settle {
         let tag = settlement.attribution.tag.as_deref().unwrap_or_default();
         let group = [settlement.model.as_str(), settlement.key.as_str(), tag];
         Self {
-            print: hex(&of_settlement(&settlement)[..16]),
+            print: hex(&of_settlement(&settlement)),
             row: pack(&settlement),
             group: serde_json::to_string(&group).expect("texts can be written"),
             untils: String::new(),

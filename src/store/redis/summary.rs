@@ -49,10 +49,12 @@ impl Shared {
         let needs_rows = !is_known || by == Group::Upstream;
 
         let mut sums = Sums::default();
-        let mut of_rows = vec![since..until];
-        if !needs_rows {
+        let mut of_rows = Vec::new();
+        if needs_rows {
+            of_rows.push(since..until);
+        } else {
             let Cut { before, hours, after } = Cut::of(since..until);
-            of_rows = vec![before, after];
+            of_rows.extend([before, after]);
             for found in self.hours(account, filter, hours).await? {
                 let group = match by {
                     Group::Model => found.model,

@@ -187,7 +187,7 @@ async fn a_server_that_may_lose_balances_is_refused_unless_one_insists() {
         assert!(why.contains(said), "{why}");
     }
     let anyway = Options { allow_unsafe: true, ..options(&server.url()) };
-    live(&*Redis::open(anyway).await.unwrap(), "a").await;
+    live(&Redis::open(anyway).await.unwrap(), "a").await;
 
     let primary = Server::start(FIT);
     let replica = primary.replica(FIT);
