@@ -497,6 +497,18 @@ impl Store for Journal {
         self.ask(self.shared.store.read_books(account, records))
     }
 
+    fn trim(&self, account: &AccountId, before: Millis) -> Answer<'_, ()> {
+        self.ask(self.shared.store.trim(account, before))
+    }
+
+    fn status(&self) -> Answer<'_, StoreStatus> {
+        self.ask(self.shared.store.status())
+    }
+
+    fn backup(&self) -> Answer<'_, std::fs::File> {
+        self.ask(self.shared.store.backup())
+    }
+
     fn own(&self, account: &AccountId, object: &str) -> Answer<'_, ()> {
         let object = object.to_owned();
         let kept = self.keep(Operation::Own { account: account.clone(), object });
