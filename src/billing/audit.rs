@@ -468,7 +468,7 @@ pub struct Audit {
     lots: BTreeMap<u64, GrantedLot>,
     granted_by: HashMap<u64, Vec<u64>>,
     held: Total,
-    now: Instant,
+    now: Moment,
     hour: Hour,
     /// What requests cost in hours of which some are gone: by the requests, and by the sums.
     trimmed_requests: Total,
@@ -479,7 +479,7 @@ pub struct Audit {
 
 /// Debits and requests of one millisecond that wait for one another.
 #[derive(Default)]
-struct Instant {
+struct Moment {
     at: Millis,
     debits: HashMap<String, (u64, Credits)>,
     requests: HashMap<String, Request>,
