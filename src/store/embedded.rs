@@ -19,8 +19,8 @@ use super::sums::HOUR_MS;
 use super::{
     Account, AccountChange, AccountId, Admission, Admitted, Answer, Candidate, Document, Entry,
     EntryFilter, Grant, Granted, Group, Key, KeyChange, KeyUse, LotFilter, LotRow, Millis, Page,
-    Put, Refused, Rows, Scope, Settled, Settlement, Store, StoreError, StoreStatus, SummaryRow, Undo,
-    UsageFilter, UsageRow,
+    Put, Refused, Rows, Scope, Settled, Settlement, Store, StoreError, StoreStatus, SummaryRow,
+    Undo, UsageFilter, UsageRow,
 };
 use crate::billing::audit::Record;
 use crate::key::KeyHash;

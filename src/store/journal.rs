@@ -28,8 +28,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     Account, AccountChange, AccountId, Admission, Admitted, Answer, Backlog, Candidate, Document,
     Entry, EntryFilter, Grant, Granted, Group, Key, KeyChange, KeyUse, LotFilter, LotRow, Millis,
-    Page, Put, Refused, Rows, Scope, Settled, Settlement, Store, StoreError, SummaryRow, Undo,
-    UsageFilter, UsageRow,
+    Page, Put, Refused, Rows, Scope, Settled, Settlement, Store, StoreError, StoreStatus,
+    SummaryRow, Undo, UsageFilter, UsageRow,
 };
 use crate::billing::audit::Record;
 use crate::key::KeyHash;
