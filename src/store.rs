@@ -621,6 +621,10 @@ pub struct StoreStatus {
     pub problem: Option<String>,
 }
 
+fn other_means<T>(done: &str) -> Result<T, StoreError> {
+    Err(StoreError::Conflict(format!("this kind of store is {done} by its own means")))
+}
+
 /// Where balances live.
 pub trait Store: Send + Sync + 'static {
     /// Makes an account with no credits. `Conflict` if the id exists.
@@ -729,13 +733,20 @@ pub trait Store: Send + Sync + 'static {
 
     /// Removes entries and requests from before an instant; a checkpoint stands for them, so
     /// that balances, sums and audits stay as they are. They must have been exported.
-    fn trim(&self, account: &AccountId, before: Millis) -> Answer<'_, ()>;
+    /// `Conflict`, if this kind of store keeps everything.
+    fn trim(&self, _account: &AccountId, _before: Millis) -> Answer<'_, ()> {
+        Box::pin(std::future::ready(other_means("trimmed")))
+    }
 
-    /// What the store is and how it does.
-    fn status(&self) -> Answer<'_, StoreStatus>;
+    /// What the store is and how it does. `Conflict`, if this kind of store does not say.
+    fn status(&self) -> Answer<'_, StoreStatus> {
+        Box::pin(std::future::ready(other_means("looked at")))
+    }
     /// A consistent copy of everything in one file, which is gone once it is closed. `Conflict`,
     /// if this kind of store is copied by other means.
-    fn backup(&self) -> Answer<'_, std::fs::File>;
+    fn backup(&self) -> Answer<'_, std::fs::File> {
+        Box::pin(std::future::ready(other_means("copied")))
+    }
 
     /// Remembers that an account created an object at an upstream (a stored response),
     /// for 30 days.
