@@ -5,6 +5,7 @@
 //! loopback listener through DNS, and what is below `/admin` needs the admin key. There are
 //! no CORS headers and no cookies. Failures become replies in [`error`].
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -37,6 +38,7 @@ pub mod links;
 pub mod lots;
 pub mod openapi;
 pub mod prices;
+pub mod store;
 pub mod upstreams;
 pub mod usage;
 
@@ -62,6 +64,8 @@ pub struct State {
     pub metrics_text: Arc<dyn Fn() -> String + Send + Sync>,
     /// Names that a `Host` header may give besides the loopback ones, without ports.
     pub hosts: Arc<[String]>,
+    /// The folder of what was trimmed.
+    pub archive: Arc<Path>,
     /// The process is ending: it is no longer ready.
     pub closing: Arc<AtomicBool>,
 }
@@ -112,6 +116,7 @@ routes! {
     POST "/admin/v1/accounts/{account}/sign-in-links" => links::create,
     GET "/admin/v1/accounts/{account}/lots" => lots::list,
     GET "/admin/v1/accounts/{account}/ledger" => ledger::list,
+    POST "/admin/v1/accounts/{account}/ledger/trim" => store::trim,
     GET "/admin/v1/accounts/{account}/ledger/export" => export::ledger,
     GET "/admin/v1/accounts/{account}/ledger/export/meta" => export::ledger_meta,
     GET "/admin/v1/accounts/{account}/usage" => usage::list,
@@ -128,6 +133,8 @@ routes! {
     POST "/admin/v1/alerts/test" => alerts::test_all,
     GET "/admin/v1/prices" => prices::list,
     GET "/admin/v1/upstreams" => upstreams::list,
+    GET "/admin/v1/store" => store::status,
+    GET "/admin/v1/store/backup" => store::backup,
     GET "/admin/v1/openapi.json" => openapi::describe,
     GET "/healthz" => health::live,
     GET "/readyz" => health::ready,

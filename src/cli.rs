@@ -25,6 +25,7 @@ mod ledger;
 mod limit;
 pub mod price;
 mod span;
+mod store;
 pub mod table;
 mod upstream;
 mod usage;
@@ -43,6 +44,8 @@ Examples:
   farebox usage summary --last 7d --by model
   farebox usage heartbeats --last 1d
   farebox ledger list --json
+  farebox ledger verify
+  farebox store backup farebox-backup.db
   farebox ledger export --last 30d -o september.csv
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 config, 4 auth, 5 not found,
@@ -116,6 +119,9 @@ enum Command {
     /// Prices: list those in force, check a file, import a list
     #[command(subcommand)]
     Price(price::PriceCommand),
+    /// The store: how it does, its backup, and its way back
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  farebox completions bash")]
     Completions {
@@ -206,6 +212,11 @@ pub fn run(host: &Host) -> ExitCode {
             let answer = Context::new(&global, host).and_then(|context| ask(&context, remote));
             finish(answer)
         }
+        Command::Store(command) => {
+            let store = (host.store)(global.config.as_deref());
+            let context = Context::new(&global, host);
+            finish(command.run(&context, &global, store.as_deref()))
+        }
         Command::Price(command) => {
             let pricing = (host.pricing)(global.config.as_deref());
             let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr().lock());
@@ -231,12 +242,17 @@ pub fn run(host: &Host) -> ExitCode {
     }
 }
 
-fn ask(context: &Context, remote: Remote) -> Result<String, Failure> {
+/// Runs what waits for answers.
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
-    runtime.block_on(async {
+    Ok(runtime.block_on(work))
+}
+
+fn ask(context: &Context, remote: Remote) -> Result<String, Failure> {
+    block_on(async {
         match remote {
             Remote::Account(command) => account::run(context, command).await,
             Remote::Key(command) => key::run(context, command).await,
@@ -246,7 +262,7 @@ fn ask(context: &Context, remote: Remote) -> Result<String, Failure> {
             Remote::Ledger(args) => ledger::run(context, args).await,
             Remote::Upstream(command) => upstream::run(context, command).await,
         }
-    })
+    })?
 }
 
 /// Prints what a command found, or why it failed.

@@ -76,6 +76,12 @@ pub struct Config {
     /// `FAREBOX_REDIS_PASSWORD`, for an address without one.
     #[serde(skip)]
     pub redis_password: Option<Secret>,
+    /// How long entries and requests stay in the store, such as `400d`; older ones are moved to
+    /// files in `archive`. `0s`: for ever.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+    /// The folder of entries and requests that left the store; empty for `archive` beside it.
+    pub archive: PathBuf,
     /// The price table; empty for the one built in.
     pub pricing: PathBuf,
     /// Where users add credits; named in the refusal of a request. Empty: the operator is.
@@ -225,6 +231,8 @@ impl Default for Config {
             redis_lease: Duration::from_secs(60),
             redis_allow_unsafe: false,
             redis_password: None,
+            retention: Duration::ZERO,
+            archive: PathBuf::new(),
             pricing: PathBuf::new(),
             billing_url: String::new(),
             admission: Mode::Lenient,
@@ -453,6 +461,15 @@ impl Config {
             "off" => None,
             "" => Some(self.data_dir().join("journal")),
             dir => Some(dir.into()),
+        }
+    }
+
+    /// Where entries and requests go that leave the store.
+    pub fn archive_dir(&self) -> PathBuf {
+        if self.archive.as_os_str().is_empty() {
+            self.data_dir().join("archive")
+        } else {
+            self.archive.clone()
         }
     }
 

@@ -16,6 +16,7 @@
 
 pub mod admin;
 pub mod alerts;
+pub mod archive;
 pub mod billing;
 pub mod cli;
 pub mod commands;

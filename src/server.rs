@@ -17,6 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::upstreams::Upstreams;
+use crate::archive::keep_trimmed;
 use crate::billing::ledger::Kind;
 use crate::config::{Config, Presets};
 use crate::dashboard::{self, Site};
@@ -184,6 +185,7 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
     let mut hosts = config.admin_hosts.clone();
     hosts.push(site.host().to_owned());
     let site = Arc::new(site);
+    let (retention, archive) = (config.retention, config.archive_dir());
     let ctx = Arc::new(Context::new(config, Arc::clone(&store), Arc::clone(&prices)));
     let closing = CancellationToken::new();
     let is_closing = Arc::new(AtomicBool::new(false));
@@ -201,6 +203,7 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
             admin_key: KeyHash::of(admin_key.expose()),
             metrics_text: Arc::new(move || ctx.metrics.text(ctx.store.backlog().as_ref())),
             hosts: hosts.into(),
+            archive: archive.clone().into(),
             closing: is_closing.clone(),
         }
     };
@@ -231,6 +234,16 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
             is_closing.store(true, Ordering::Relaxed);
         }
     });
+    if !retention.is_zero() {
+        let trimming = keep_trimmed(Arc::clone(&ctx.store), retention, archive);
+        let closing = closing.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = trimming => {}
+                () = closing.cancelled() => {}
+            }
+        });
+    }
     tokio::spawn({
         let closing = closing.clone();
         async move {

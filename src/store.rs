@@ -586,6 +586,45 @@ pub struct Put {
     pub expires_at: Option<Millis>,
 }
 
+/// What a store is and how it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoreStatus {
+    /// Such as `sqlite`.
+    pub kind: String,
+    /// Where it is; never with a password.
+    pub location: String,
+    /// The version of its schema.
+    pub schema: i64,
+    /// Its size, the log included.
+    pub bytes: u64,
+    /// The size of its log.
+    pub log_bytes: u64,
+    /// Accounts.
+    pub accounts: u64,
+    /// Entries, without those that were trimmed.
+    pub entries: u64,
+    /// Entries that were trimmed.
+    pub trimmed: u64,
+    /// The latest instant before which something was trimmed.
+    #[serde(with = "crate::time::optional")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub trimmed_before: Option<Millis>,
+    /// The time of the oldest entry.
+    #[serde(with = "crate::time::optional")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub oldest_entry: Option<Millis>,
+    /// Operations that wait to be written; absent if no process serves it.
+    pub pending: Option<u64>,
+    /// What a commit waits for; absent if no process serves it.
+    pub durability: Option<String>,
+    /// Why it cannot be written now.
+    pub problem: Option<String>,
+}
+
+fn other_means<T>(done: &str) -> Result<T, StoreError> {
+    Err(StoreError::Conflict(format!("this kind of store is {done} by its own means")))
+}
+
 /// Where balances live.
 pub trait Store: Send + Sync + 'static {
     /// Makes an account with no credits. `Conflict` if the id exists.
@@ -691,6 +730,23 @@ pub trait Store: Send + Sync + 'static {
     /// order of [`Record`]. Ends early if nobody listens. `Unsound`, if it cannot be understood.
     fn read_books(&self, account: &AccountId, records: mpsc::Sender<Vec<Record>>)
     -> Answer<'_, ()>;
+
+    /// Removes entries and requests from before an instant; a checkpoint stands for them, so
+    /// that balances, sums and audits stay as they are. They must have been exported.
+    /// `Conflict`, if this kind of store keeps everything.
+    fn trim(&self, _account: &AccountId, _before: Millis) -> Answer<'_, ()> {
+        Box::pin(std::future::ready(other_means("trimmed")))
+    }
+
+    /// What the store is and how it does. `Conflict`, if this kind of store does not say.
+    fn status(&self) -> Answer<'_, StoreStatus> {
+        Box::pin(std::future::ready(other_means("looked at")))
+    }
+    /// A consistent copy of everything in one file, which is gone once it is closed. `Conflict`,
+    /// if this kind of store is copied by other means.
+    fn backup(&self) -> Answer<'_, std::fs::File> {
+        Box::pin(std::future::ready(other_means("copied")))
+    }
 
     /// Remembers that an account created an object at an upstream (a stored response),
     /// for 30 days.

@@ -1,7 +1,7 @@
 //! Limits of accounts and keys, as they are written and changed.
 
 use jiff::tz::TimeZone;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::Error;
@@ -26,7 +26,7 @@ where
 }
 
 /// What is to change of a key's limits. `null` takes a limit away; what is absent stays.
-#[derive(Debug, Default, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, Serialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct NewLimits {
     /// Credits a day.

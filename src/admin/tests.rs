@@ -63,6 +63,7 @@ impl Control {
             admin_key: KeyHash::of(&key),
             metrics_text: Arc::new(|| "# EOF\n".to_owned()),
             hosts: Arc::new(["farebox.example".to_owned()]),
+            archive: std::env::temp_dir().into(),
             closing: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -11,7 +11,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::ledger::{Kind, Lot, Part, Place};
+use super::ledger::{Kind, LedgerError, Lot, Part, Place};
 use super::{Credits, Total};
 use crate::time::Millis;
 
@@ -286,7 +286,9 @@ pub struct Checkpoint {
     pub seq: u64,
     /// The time of that entry.
     pub ts: Millis,
-    /// Requests before this, a whole hour, are gone as well; their sums are kept.
+    /// Requests that are gone as well. Their sums by the hour are kept.
+    pub requests: Sum,
+    /// The end of the hours in which requests are gone.
     pub requests_before: Millis,
     /// The balance after it.
     pub balance: Credits,
@@ -310,6 +312,24 @@ impl Checkpoint {
 
     fn of_kind(&self, kind: Kind) -> Sum {
         self.kinds.get(kind.name()).copied().unwrap_or_default()
+    }
+
+    /// Goes on by the next entry. `granted`: the lots that it granted.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Unsound`], if it does not follow: what does not add up is not trimmed,
+    /// for with the entries the error would be lost.
+    pub fn advance(&mut self, line: &Line, granted: &[u64]) -> Result<(), LedgerError> {
+        let parts: Credits = line.parts.iter().map(|part| part.amount).sum();
+        let follows = line.seq == self.seq + 1
+            && Total::from(self.balance) + line.amount.into() == line.balance_after.into()
+            && parts == line.amount;
+        if !follows {
+            return Err(LedgerError::Unsound);
+        }
+        self.apply(line, granted);
+        Ok(())
     }
 
     /// Goes on by an entry. `granted`: the lots that it granted.
@@ -444,22 +464,22 @@ pub struct Audit {
     /// Before this, requests are gone and their sums are kept.
     trimmed_before: Option<Millis>,
     trimmed: Sum,
-    trimmed_debits: Total,
     sum: Total,
     lots: BTreeMap<u64, GrantedLot>,
     granted_by: HashMap<u64, Vec<u64>>,
     held: Total,
-    now: Instant,
+    now: Moment,
     hour: Hour,
-    /// What the sums say of hours whose requests are gone.
-    trimmed_charge: Total,
+    /// What requests cost in hours of which some are gone: by the requests, and by the sums.
+    trimmed_requests: Total,
+    trimmed_sums: Total,
     tally: Tally,
     violations: Vec<Violation>,
 }
 
 /// Debits and requests of one millisecond that wait for one another.
 #[derive(Default)]
-struct Instant {
+struct Moment {
     at: Millis,
     debits: HashMap<String, (u64, Credits)>,
     requests: HashMap<String, Request>,
@@ -539,7 +559,11 @@ impl Audit {
 
     fn resume(&mut self, checkpoint: Checkpoint) {
         self.trimmed_before = Some(checkpoint.requests_before);
-        self.trimmed_debits = checkpoint.of_kind(Kind::DebitAi).amount;
+        self.trimmed_requests = checkpoint.requests.amount;
+        let (requests, debits) = (self.trimmed_requests, checkpoint.of_kind(Kind::DebitAi).amount);
+        self.holds(Invariant::I11, requests == -debits, || {
+            format!("the trimmed requests cost {requests}, the trimmed debits sum to {debits}")
+        });
         self.trimmed = checkpoint.total();
         self.sum = self.trimmed.amount;
         self.ledger = checkpoint;
@@ -585,12 +609,16 @@ impl Audit {
                 format!("entry {} is followed by entry {seq}", before.0)
             }
         });
-        self.holds(Invariant::I5, before.2 + amount == balance_after, || {
-            format!(
-                "entry {seq} of {amount} takes the balance from {} to {balance_after}",
-                before.2
-            )
-        });
+        self.holds(
+            Invariant::I5,
+            Total::from(before.2) + amount.into() == balance_after.into(),
+            || {
+                format!(
+                    "entry {seq} of {amount} takes the balance from {} to {balance_after}",
+                    before.2
+                )
+            },
+        );
         let parts = line.parts.iter().fold(Total::ZERO, |sum, part| sum + part.amount.into());
         self.holds(Invariant::I6, parts == amount.into(), || {
             format!("the parts of entry {seq} sum to {parts}, its amount is {amount}")
@@ -632,7 +660,11 @@ impl Audit {
                 format!("the request {} was abandoned and costs {charge}", request.id)
             });
         }
-        self.hour.rest.entry(request.group.clone()).or_default().add(&request.counts, 1);
+        if self.trimmed_before.is_some_and(|before| request.ts < before) {
+            self.trimmed_requests += request.counts.charge;
+        } else {
+            self.hour.rest.entry(request.group.clone()).or_default().add(&request.counts, 1);
+        }
         let id = request.id.clone();
         self.now.requests.insert(id.clone(), request);
         self.match_up(&id);
@@ -687,7 +719,7 @@ impl Audit {
     fn hour_sum(&mut self, sum: HourSum) {
         let begins = sum.hour.saturating_mul(HOUR_MS);
         if self.trimmed_before.is_some_and(|before| begins < before) {
-            self.trimmed_charge += sum.counts.charge;
+            self.trimmed_sums += sum.counts.charge;
             return;
         }
         self.enter_hour(sum.hour);
@@ -765,9 +797,11 @@ impl Audit {
         if self.trimmed_before.is_none() {
             return;
         }
-        let (sums, debits) = (self.trimmed_charge, self.trimmed_debits);
-        self.holds(Invariant::I8, sums == -debits, || {
-            format!("trimmed requests sum to {sums}, the entries trimmed with them to {debits}")
+        let (sums, requests) = (self.trimmed_sums, self.trimmed_requests);
+        self.holds(Invariant::I8, sums == requests, || {
+            format!(
+                "in hours that were trimmed, requests cost {requests} and their sums say {sums}"
+            )
         });
     }
 }

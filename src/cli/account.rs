@@ -146,9 +146,13 @@ pub async fn run(context: &Context, command: AccountCommand) -> Result<String, F
             let balance = context.client.get(&path, &[]).await?.read::<Account>()?.balance;
             let lost = balance.max(Credits::ZERO);
             context.confirm(&format!("Close {id} for good and forfeit {lost} credits?"))?;
+            let is_made = idempotency_key.is_none();
             let key = idempotency_key.unwrap_or_else(super::credit::new_id);
             let path = ["accounts", &id, "close"];
             let answer = context.client.post(&path, &json!({}), Some(&key)).await?;
+            if is_made {
+                context.note(&format!("closed by --idempotency-key {key}"));
+            }
             context.show(&answer, |account: Account| {
                 if account.status == Status::Closing {
                     context.note("closed as soon as the requests that run are settled");

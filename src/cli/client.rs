@@ -124,6 +124,19 @@ impl Client {
         self.send(self.request(Method::PATCH, path, &[]).json(body)).await
     }
 
+    /// Sends a document that the server works on for as long as it takes.
+    ///
+    /// # Errors
+    ///
+    /// As the server says, or that it does not answer.
+    pub async fn post_long(
+        &self,
+        path: &[&str],
+        body: &serde_json::Value,
+    ) -> Result<Answer, Failure> {
+        self.send(self.request(Method::POST, path, &[]).timeout(LONGEST).json(body)).await
+    }
+
     /// Ends what a path names.
     ///
     /// # Errors

@@ -98,19 +98,7 @@ impl Context {
     ///
     /// [`Exit::Refused`] unless the answer is yes.
     pub fn confirm(&self, question: &str) -> Result<(), Failure> {
-        let is_asked = io::stdin().is_terminal() && io::stderr().is_terminal();
-        if self.yes || !is_asked {
-            return Ok(());
-        }
-        eprint!("{} [y/N] ", super::table::printable(question));
-        // Nothing is lost if it cannot be flushed: the answer is then no.
-        let _ = io::stderr().flush();
-        let mut answer = String::new();
-        let _ = io::stdin().lock().read_line(&mut answer);
-        match answer.trim().to_lowercase().as_str() {
-            "y" | "yes" => Ok(()),
-            _ => Err(Failure::new(Exit::Refused, "nothing was changed")),
-        }
+        confirm(self.yes, question)
     }
 
     /// An instant on the clocks of the zone, to the second.
@@ -158,6 +146,27 @@ impl Context {
                 Err(Failure::new(Exit::Usage, message).next(list))
             }
         }
+    }
+}
+
+/// As [`Context::confirm`].
+///
+/// # Errors
+///
+/// [`Exit::Refused`] unless the answer is yes.
+pub fn confirm(is_sure: bool, question: &str) -> Result<(), Failure> {
+    let is_asked = io::stdin().is_terminal() && io::stderr().is_terminal();
+    if is_sure || !is_asked {
+        return Ok(());
+    }
+    eprint!("{} [y/N] ", super::table::printable(question));
+    // Nothing is lost if it cannot be flushed: the answer is then no.
+    let _ = io::stderr().flush();
+    let mut answer = String::new();
+    let _ = io::stdin().lock().read_line(&mut answer);
+    match answer.trim().to_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::new(Exit::Refused, "nothing was changed")),
     }
 }
 

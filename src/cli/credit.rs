@@ -175,6 +175,7 @@ async fn book(
     again: impl Fn(&str) -> String,
 ) -> Result<String, Failure> {
     let account = context.account.as_str();
+    let is_made = id.is_none();
     let id = id.map_or_else(new_id, str::to_owned);
     let sent = context.client.post(&["accounts", account, route], body, Some(&id)).await;
     let answer = sent.map_err(|mut failure| match failure.exit {
@@ -186,6 +187,9 @@ async fn book(
         Exit::Refused => failure.next(format!("farebox ledger list --account {account}")),
         _ => failure,
     })?;
+    if is_made {
+        context.note(&format!("repeating it with --idempotency-key {id} books nothing"));
+    }
     context.show(&answer, |granted: GrantedEntry| sentence(account, &granted))
 }
 

@@ -141,7 +141,7 @@ async fn save(download: &mut Download, file: &Path) -> Result<String, Failure> {
     Ok(hex(&hash.finalize()))
 }
 
-fn cannot_write(file: &Path, error: &io::Error) -> Failure {
+pub(super) fn cannot_write(file: &Path, error: &io::Error) -> Failure {
     Failure::new(Exit::Failed, format!("cannot write {}: {error}", file.display()))
 }
 
@@ -152,14 +152,14 @@ fn write_private(file: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// A file that its owner alone reads: it says who spent what.
-fn create_private(file: &Path) -> io::Result<fs::File> {
+pub(super) fn create_private(file: &Path) -> io::Result<fs::File> {
     let mut options = fs::OpenOptions::new();
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.write(true).create(true).truncate(true).open(file)
 }
 
-fn beside(file: &Path, end: &str) -> PathBuf {
+pub(super) fn beside(file: &Path, end: &str) -> PathBuf {
     let mut path = file.as_os_str().to_owned();
     path.push(end);
     path.into()

@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::span::SpanArgs;
 use super::table::{Align, Table, amounts};
 use super::verify;
+use crate::archive::Trimmed;
 use crate::billing::ledger::Kind;
 use crate::store::{Entry, Rows};
 use crate::time;
@@ -41,6 +42,13 @@ enum LedgerCommand {
         kind: Option<KindArg>,
         #[command(flatten)]
         export: ExportArgs,
+    },
+    /// Move old entries and requests from the store to files of the server's archive
+    #[command(after_help = "Example:\n  farebox ledger trim --before 2025-10-01 --account team-a")]
+    Trim {
+        /// Everything before this date (UTC) or time, at least 31 days ago
+        #[arg(long, value_name = "TIME")]
+        before: String,
     },
     /// Check that all books add up, while requests go on (of one account with --account);
     /// ends with 8 if they do not
@@ -132,6 +140,7 @@ pub async fn run(context: &Context, args: LedgerArgs) -> Result<String, Failure>
             let kind = kind.map(|kind| Kind::from(kind).name().to_owned());
             return export::run(context, "ledger", &export, vec![("kind", kind)]).await;
         }
+        Some(LedgerCommand::Trim { before }) => return trim(context, &before).await,
         Some(LedgerCommand::Verify { export: Some(file) }) => return export::verify(&file),
         Some(LedgerCommand::Verify { export: None }) => return verify::run(context).await,
         None => args.list,
@@ -148,6 +157,28 @@ pub async fn run(context: &Context, args: LedgerArgs) -> Result<String, Failure>
     context.show(&answer, |rows: Rows<Entry>| {
         list.page.note_next(context, "farebox ledger list", rows.next.as_deref());
         table(context, &rows.data)
+    })
+}
+
+async fn trim(context: &Context, before: &str) -> Result<String, Failure> {
+    let account = &context.account;
+    context.confirm(&format!(
+        "{account}: move everything before {before} to the archive? Its charges and payments can \
+         then no longer be refunded or reversed by their ids."
+    ))?;
+    let path = ["accounts", account, "ledger", "trim"];
+    let body = serde_json::json!({ "before": before });
+    let answer = context.client.post_long(&path, &body).await?;
+    context.show(&answer, |trimmed: Option<Trimmed>| {
+        let Some(trimmed) = trimmed else {
+            return format!("{account}  nothing is as old\n");
+        };
+        let Trimmed { entries, requests, charges, payments, files, .. } = trimmed;
+        context.note(&format!(
+            "no longer undone by their ids: {} charges of {}, {} payments of {}",
+            charges.count, charges.amount, payments.count, payments.amount
+        ));
+        format!("{account}  {entries} entries, {requests} requests → {}\n", files.join(", "))
     })
 }
 

@@ -6,8 +6,9 @@
 //! a million accounts cost nothing until they are used.
 
 use std::future::ready;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
@@ -18,8 +19,8 @@ use super::sums::HOUR_MS;
 use super::{
     Account, AccountChange, AccountId, Admission, Admitted, Answer, Candidate, Document, Entry,
     EntryFilter, Grant, Granted, Group, Key, KeyChange, KeyUse, LotFilter, LotRow, Millis, Page,
-    Put, Refused, Rows, Scope, Settled, Settlement, Store, StoreError, SummaryRow, Undo,
-    UsageFilter, UsageRow,
+    Put, Refused, Rows, Scope, Settled, Settlement, Store, StoreError, StoreStatus, SummaryRow,
+    Undo, UsageFilter, UsageRow,
 };
 use crate::billing::audit::Record;
 use crate::key::KeyHash;
@@ -34,12 +35,14 @@ use read::Order;
 use readers::Readers;
 use shelf::{Shelf, Step};
 use sql::Fault;
+use trim::Trim;
 use writer::{Operation, Reply, Writer};
 
 mod allowance;
 mod audit;
 mod books;
 mod changes;
+pub mod copy;
 mod documents;
 mod file;
 mod keys;
@@ -54,6 +57,7 @@ mod sql;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod trim;
 mod writer;
 
 pub use file::OpenError;
@@ -111,6 +115,8 @@ pub struct Embedded {
     lookups: Readers,
     pages: Readers,
     clock: Clock,
+    path: PathBuf,
+    synchronous: Synchronous,
 }
 
 /// What is known without the database; the writer keeps it true.
@@ -118,6 +124,8 @@ struct Memory {
     live: Live,
     keys: Keys,
     outage: ArcSwapOption<String>,
+    /// Operations that wait to be written.
+    pending: AtomicUsize,
 }
 
 impl Memory {
@@ -155,6 +163,7 @@ impl Embedded {
             live: Live::new(note_after),
             keys: Keys::default(),
             outage: ArcSwapOption::empty(),
+            pending: AtomicUsize::new(0),
         });
         let writer = Writer::start(lock, db, memory.clone(), clock.clone())
             .map_err(|source| OpenError::Io { path: path.into(), source })?;
@@ -164,6 +173,8 @@ impl Embedded {
             lookups: Readers::new(path.into(), LOOKUPS),
             pages: Readers::new(path.into(), PAGES),
             clock,
+            path: path.into(),
+            synchronous,
         }))
     }
 
@@ -462,6 +473,42 @@ impl Store for Embedded {
         self.page(move |db| {
             let (held, holds) = memory.live.holds(&account);
             audit::read(db, &account, held, holds, records)
+        })
+    }
+
+    fn trim(&self, account: &AccountId, before: Millis) -> Answer<'_, ()> {
+        let account = account.clone();
+        Box::pin(async move {
+            // Step by step: what settles meanwhile waits for one of them at most.
+            while answered(self.writer.submit(Trim { account: account.clone(), before })).await? {}
+            Ok(())
+        })
+    }
+
+    fn status(&self) -> Answer<'_, StoreStatus> {
+        let path = self.path.clone();
+        Box::pin(async move {
+            let read = move |db: &_| Ok(copy::read_status(db, &path)?);
+            let status = self.pages.read(read).await?;
+            let problem = self.memory.outage().err().map(|error| error.to_string());
+            let pending = self.memory.pending.load(Ordering::Relaxed) as u64;
+            let durability = match self.synchronous {
+                Synchronous::Full => "full",
+                Synchronous::Normal => "normal",
+            };
+            let durability = Some(durability.to_owned());
+            Ok(StoreStatus { pending: Some(pending), durability, problem, ..status })
+        })
+    }
+
+    fn backup(&self) -> Answer<'_, std::fs::File> {
+        let path = self.path.clone();
+        Box::pin(async move {
+            let copied = tokio::task::spawn_blocking(move || copy::unnamed(&path)).await;
+            let unavailable = |error: &dyn std::fmt::Display| {
+                StoreError::Unavailable(format!("no copy could be made: {error}"))
+            };
+            copied.map_err(|error| unavailable(&error))?.map_err(|error| unavailable(&error))
         })
     }
 

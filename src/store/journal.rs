@@ -28,8 +28,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     Account, AccountChange, AccountId, Admission, Admitted, Answer, Backlog, Candidate, Document,
     Entry, EntryFilter, Grant, Granted, Group, Key, KeyChange, KeyUse, LotFilter, LotRow, Millis,
-    Page, Put, Refused, Rows, Scope, Settled, Settlement, Store, StoreError, SummaryRow, Undo,
-    UsageFilter, UsageRow,
+    Page, Put, Refused, Rows, Scope, Settled, Settlement, Store, StoreError, StoreStatus,
+    SummaryRow, Undo, UsageFilter, UsageRow,
 };
 use crate::billing::audit::Record;
 use crate::key::KeyHash;
@@ -495,6 +495,18 @@ impl Store for Journal {
         records: mpsc::Sender<Vec<Record>>,
     ) -> Answer<'_, ()> {
         self.ask(self.shared.store.read_books(account, records))
+    }
+
+    fn trim(&self, account: &AccountId, before: Millis) -> Answer<'_, ()> {
+        self.ask(self.shared.store.trim(account, before))
+    }
+
+    fn status(&self) -> Answer<'_, StoreStatus> {
+        self.ask(self.shared.store.status())
+    }
+
+    fn backup(&self) -> Answer<'_, std::fs::File> {
+        self.ask(self.shared.store.backup())
     }
 
     fn own(&self, account: &AccountId, object: &str) -> Answer<'_, ()> {

@@ -1,4 +1,4 @@
--- The embedded store, schema 5. Amounts are whole nano-credits (10⁻⁹ of a credit), times are
+-- The embedded store, schema 6. Amounts are whole nano-credits (10⁻⁹ of a credit), times are
 -- milliseconds since 1970 (UTC). The number of the schema is in `PRAGMA user_version`.
 --
 -- There are no foreign keys: accounts and keys are never deleted, and an operation has read
@@ -97,7 +97,7 @@ CREATE INDEX record_source ON record (account, source, ts, seq, sub) WHERE sourc
 CREATE INDEX record_outcome ON record (account, outcome, ts, seq, sub)
     WHERE outcome <> 'completed';
 
--- The ledger. Rows are only ever added.
+-- The ledger. Rows are only ever added; the oldest may be trimmed (`checkpoint`).
 CREATE VIEW entry AS
 SELECT account.id AS account, record.seq, ts, kind, amount, balance_after,
     coalesce(record.id, 'lot_' || lot) AS ref, note, undoes, lot, parts
@@ -198,3 +198,20 @@ CREATE TABLE document (
     PRIMARY KEY (scope, name)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX document_expiry ON document (expires_at) WHERE expires_at IS NOT NULL;
+
+-- What stands for records that were trimmed, one row an account.
+CREATE TABLE checkpoint (
+    account TEXT PRIMARY KEY,
+    seq     INTEGER NOT NULL, -- the last entry that was trimmed
+    before  INTEGER NOT NULL, -- everything before this instant was
+    state   TEXT NOT NULL     -- where the books stood then, as JSON
+) STRICT, WITHOUT ROWID;
+
+-- Operations that were trimmed, so that none is ever done again; those of requests are not here.
+CREATE TABLE trimmed (
+    account     TEXT NOT NULL,
+    id          TEXT NOT NULL,
+    fingerprint BLOB,
+    seq         INTEGER NOT NULL,
+    PRIMARY KEY (account, id)
+) STRICT, WITHOUT ROWID;

@@ -66,11 +66,9 @@ async fn whatever_is_changed_behind_its_back_is_named_and_ends_with_8() {
     other.settled().await;
     let id = account.last_usage().await.id;
     verified(&proxy).await;
-    let other = &other.id;
-    // Of the entries in these books, each comes from or goes to one lot.
-    let one_part = "UPDATE record SET lot = parts ->> '$[0][0]', parts = NULL
-                    WHERE parts IS NOT NULL";
     // What is broken, how, and how it is made whole again.
+    let first = "seq = 1 AND sub = 0";
+    let record = |change: &str, which: &str| format!("UPDATE record SET {change} WHERE {which}");
     let cases = [
         (
             "I1",
@@ -84,29 +82,24 @@ async fn whatever_is_changed_behind_its_back_is_named_and_ends_with_8() {
         ),
         (
             "I3",
-            "UPDATE record SET lot = NULL,
-                 parts = json_array(json_array(lot, amount), json_array(NULL, -5))
-             WHERE account = 1 AND seq = 1 AND sub = 0"
-                .into(),
-            one_part.into(),
+            record("parts = '[[1,1],[null,-1]]', lot = NULL", first),
+            record("parts = NULL, lot = 1", first),
         ),
         ("I4", "UPDATE lot SET used = used + 1".into(), "UPDATE lot SET used = used - 1".into()),
         (
             "I5",
-            "UPDATE record SET balance_after = balance_after + 1 WHERE seq = 1".into(),
-            "UPDATE record SET balance_after = balance_after - 1 WHERE seq = 1".into(),
+            record("balance_after = balance_after + 1", first),
+            record("balance_after = balance_after - 1", first),
         ),
         (
             "I6",
-            "UPDATE record SET lot = NULL, parts = json_array(json_array(lot, amount + 1))
-             WHERE seq = 2 AND sub = 0"
-                .into(),
-            one_part.into(),
+            record("parts = '[[1,1],[null,-1]]', lot = NULL", first),
+            record("parts = NULL, lot = 1", first),
         ),
         (
             "I7",
-            "UPDATE record SET fingerprint = NULL WHERE seq = 2".into(),
-            "UPDATE record SET fingerprint = zeroblob(8) WHERE seq = 2".into(),
+            record("id = NULL, note = id", &format!("id = '{id}'")),
+            record("id = note, note = NULL", &format!("note = '{id}'")),
         ),
         (
             "I8",
@@ -120,13 +113,13 @@ async fn whatever_is_changed_behind_its_back_is_named_and_ends_with_8() {
         ),
         (
             "I10",
-            format!("UPDATE account SET id = 'lost' WHERE id = '{other}'"),
-            format!("UPDATE account SET id = '{other}' WHERE id = 'lost'"),
+            "UPDATE account SET n = n + 1000000".into(),
+            "UPDATE account SET n = n - 1000000".into(),
         ),
         (
             "I11",
-            format!("UPDATE record SET outcome = 'abandoned' WHERE id = '{id}'"),
-            format!("UPDATE record SET outcome = 'completed' WHERE id = '{id}'"),
+            record("outcome = 'abandoned'", &format!("id = '{id}'")),
+            record("outcome = 'completed'", &format!("id = '{id}'")),
         ),
     ];
     for (invariant, harm, cure) in cases {

@@ -1,11 +1,11 @@
 //! The books of an account as they are written, for an audit: read in one snapshot, while
 //! requests go on.
 
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use tokio::sync::mpsc;
 
-use super::HOUR_MS;
 use super::sql::{Count, Fault, Word};
+use super::{HOUR_MS, trim};
 use crate::billing::Credits;
 use crate::billing::audit::{
     Counts, GrantedLot, Group, Head, Hold, HourSum, Line, Operation, Record, Request,
@@ -17,27 +17,54 @@ use crate::store::{AccountId, Entry, Millis, Outcome, Page, Rows, Source};
 /// Records that are handed over together.
 const BATCH: usize = 1000;
 
-/// Whatever is written of an account, even if the account itself is not.
-const TABLES: [(&str, &str); 3] =
-    [("account", "id"), ("lot", "account"), ("usage_hour", "account")];
+/// What begins the name of an account that does not exist and of which records are there.
+const LOST: char = '~';
 
-/// Accounts of which anything is written, by id.
+/// Accounts of which anything is written, by id; at the end those that do not exist.
 pub(super) fn accounts(db: &Connection, page: &Page) -> Result<Rows<AccountId>, Fault> {
-    let next_of = TABLES.map(|(table, column)| {
-        format!("SELECT min({column}) AS id FROM {table} WHERE {column} > ?1")
-    });
-    let sql = format!("SELECT min(id) FROM ({})", next_of.join(" UNION ALL "));
-    let mut next = db.prepare_cached(&sql)?;
+    let mut next = db.prepare_cached(
+        "SELECT min(id) FROM (
+             SELECT min(id) AS id FROM account WHERE id > ?1
+             UNION ALL SELECT min(account) FROM lot WHERE account > ?1
+             UNION ALL SELECT min(account) FROM usage_hour WHERE account > ?1
+             UNION ALL SELECT min(account) FROM checkpoint WHERE account > ?1)",
+    )?;
     let mut data = Vec::new();
     let mut after = page.cursor.clone().unwrap_or_default();
     while data.len() < page.limit as usize {
         let Some(id) = next.query_row([&after], |row| row.get::<_, Option<AccountId>>(0))? else {
+            data.extend(lost_accounts(db)?);
             return Ok(Rows { data, next: None });
         };
         after = id.to_string();
         data.push(id);
     }
     Ok(Rows { data, next: Some(after) })
+}
+
+/// Names for accounts that records speak of and that do not exist.
+fn lost_accounts(db: &Connection) -> Result<Vec<AccountId>, Fault> {
+    let mut next = db.prepare_cached("SELECT min(account) FROM record WHERE account > ?")?;
+    let mut exists = db.prepare_cached("SELECT 1 FROM account WHERE n = ?")?;
+    let mut lost = Vec::new();
+    let mut after = i64::MIN;
+    while let Some(n) = next.query_row([after], |row| row.get::<_, Option<i64>>(0))? {
+        after = n;
+        if !exists.exists([n])? {
+            lost.push(AccountId(format!("{LOST}{n}").into()));
+        }
+    }
+    Ok(lost)
+}
+
+/// What records name an account by; none if it has no records at all.
+fn number(db: &Connection, account: &AccountId) -> rusqlite::Result<Option<i64>> {
+    if let Some(n) = account.0.strip_prefix(LOST) {
+        return Ok(n.parse().ok());
+    }
+    db.prepare_cached("SELECT n FROM account WHERE id = ?")?
+        .query_row([account], |row| row.get(0))
+        .optional()
 }
 
 /// Where records go. Nobody may listen any more: then nothing more is read.
@@ -121,6 +148,9 @@ fn read_state(
         let Count(seq) = row.get(1)?;
         out.send(Record::Account(Head { balance, debt, seq, ts: row.get(2)?, held }))?;
     }
+    if let Some(checkpoint) = trim::checkpoint(db, account)? {
+        out.send(Record::Checkpoint(Box::new(checkpoint)))?;
+    }
     let sql = format!("SELECT {}, seq FROM lot WHERE account = ? ORDER BY lot", lots::COLUMNS);
     let mut lots = db.prepare_cached(&sql)?;
     let mut rows = lots.query([account])?;
@@ -138,10 +168,10 @@ fn read_state(
 /// Requests that are noted on disk, as far as memory does not speak of them.
 fn noted(db: &Connection, account: &AccountId, holds: &[Hold]) -> Result<Vec<Hold>, Stop> {
     let mut flights = db.prepare_cached(
-        "SELECT flight.id, fingerprint IS NOT NULL FROM flight
-         LEFT JOIN account ON account.id = flight.account
-         LEFT JOIN record ON record.account = account.n AND record.id = flight.id
-         WHERE flight.account = ?",
+        "SELECT id, EXISTS (
+             SELECT 1 FROM record WHERE record.id = flight.id AND fingerprint IS NOT NULL
+                 AND record.account = (SELECT n FROM account WHERE account.id = flight.account))
+         FROM flight WHERE account = ?",
     )?;
     let mut noted: Vec<Hold> = flights
         .query_map([account], |row| {
@@ -178,61 +208,85 @@ impl<'s, T> Ahead<'s, T> {
     }
 }
 
+/// What happened to an account, in order. A record is an entry, a request, or both. By its id an
+/// operation is found again: what is found there is what the store remembers of it.
+const RECORDS: &str = "
+    SELECT ts, seq, sub, id, kind, amount, balance_after, note, undoes, lot, parts,
+        key, model, coalesce(tag, '') AS tag, input, cached,
+        cache_creation_5m + cache_creation_1h AS cache_creation, output, outcome, source,
+        (SELECT known.seq FROM record AS known
+         WHERE known.id = record.id AND known.account = record.account) AS operation
+    FROM record WHERE account = ?";
+
+/// A record, as the two that it may be.
+pub(super) struct Both {
+    ts: Millis,
+    pub(super) line: Option<Line>,
+    request: Option<Request>,
+}
+
+/// What happened to an account before an instant.
+pub(super) fn lines_before(db: &Connection, n: i64, until: Millis) -> rusqlite::Result<Vec<Line>> {
+    let mut records =
+        db.prepare_cached(&format!("{RECORDS} AND ts < ? AND sub = 0 ORDER BY ts, seq"))?;
+    let lines = records.query_map(params![n, until], read_both)?;
+    lines.filter_map(|both| both.map(|both| both.line).transpose()).collect()
+}
+
 /// Entries, requests and sums, merged by time.
 fn read_history(db: &Connection, account: &AccountId, out: &mut Out) -> Result<(), Stop> {
-    let mut entries = db.prepare_cached(ENTRY_IN_ORDER)?;
-    let mut requests = db.prepare_cached(
-        "SELECT id, ts, model, key, coalesce(tag, '') AS tag, input, cached,
-             cache_creation_5m + cache_creation_1h AS cache_creation, output,
-             coalesce(-amount, 0) AS charge, outcome, source
-         FROM record WHERE account = (SELECT n FROM account WHERE account.id = ?)
-             AND outcome IS NOT NULL
-         ORDER BY ts, seq, sub",
-    )?;
+    let mut records = db.prepare_cached(&format!("{RECORDS} ORDER BY ts, seq, sub"))?;
     let mut sums = db.prepare_cached(
         "SELECT * FROM usage_hour WHERE account = ? ORDER BY hour, model, key, tag",
     )?;
-    let mut entries = Ahead::of(entries.query([account])?, read_line)?;
-    let mut requests = Ahead::of(requests.query([account])?, read_request)?;
+    let n = number(db, account)?;
+    let mut records = Ahead::of(records.query([n])?, read_both)?;
     let mut sums = Ahead::of(sums.query([account])?, read_sum)?;
     loop {
-        let entry = entries.next.as_ref().map(|line| line.ts);
-        let request = requests.next.as_ref().map(|request| request.ts);
         // A sum comes after all that happened before its hour has ended.
-        let sum = sums.next.as_ref().map(|sum| sum.hour.saturating_add(1).saturating_mul(HOUR_MS));
-        let is_first = |at: Option<Millis>| {
-            at.is_some_and(|at| [entry, request, sum].into_iter().flatten().all(|x| at <= x))
+        let hour_ends =
+            sums.next.as_ref().map(|sum| sum.hour.saturating_add(1).saturating_mul(HOUR_MS));
+        let happened = records.next.as_ref().map(|both| both.ts);
+        let sum_is_next = match (hour_ends, happened) {
+            (Some(ends), Some(ts)) => ends <= ts,
+            (ends, _) => ends.is_some(),
         };
-        if is_first(sum) {
-            out.send(Record::Sum(sums.take()?.expect("it is there")))?;
-        } else if is_first(entry) {
-            out.send(Record::Entry(entries.take()?.expect("it is there")))?;
-        } else if is_first(request) {
-            out.send(Record::Request(requests.take()?.expect("it is there")))?;
+        if sum_is_next {
+            let sum = sums.take()?;
+            out.send(Record::Sum(sum.expect("it is there")))?;
+        } else if let Some(Both { line, request, .. }) = records.take()? {
+            for record in line.map(Record::Entry).into_iter().chain(request.map(Record::Request)) {
+                out.send(record)?;
+            }
         } else {
             return Ok(());
         }
     }
 }
 
-/// Entries of an account in the order in which they were written. What time did has no
-/// operation.
-const ENTRY_IN_ORDER: &str = "SELECT ts, seq, kind, amount, balance_after, id, note, undoes,
-        lot, parts, id IS NOT NULL AND fingerprint IS NOT NULL AS is_done
-     FROM record WHERE account = (SELECT n FROM account WHERE account.id = ?) AND sub = 0
-     ORDER BY ts, seq";
+fn read_both(row: &Row<'_>) -> rusqlite::Result<Both> {
+    let ts = row.get("ts")?;
+    let line = match row.get::<_, i64>("sub")? {
+        0 => Some(read_line(row)?),
+        _ => None,
+    };
+    let outcome: Option<Word<Outcome>> = row.get("outcome")?;
+    let request = outcome.map(|Word(outcome)| read_request(row, outcome)).transpose()?;
+    Ok(Both { ts, line, request })
+}
 
 fn read_line(row: &Row<'_>) -> rusqlite::Result<Line> {
     let Entry { seq, ts, kind, amount, balance_after, reference, parts, .. } = Entry::read(row)?;
-    let is_done = row.get("is_done")?;
-    let operation = if is_done { Operation::Entry(seq) } else { Operation::Unknown };
+    let known: Option<Count> = row.get("operation")?;
+    let operation = known.map_or(Operation::Unknown, |Count(seq)| Operation::Entry(seq));
     Ok(Line { seq, ts, kind, amount, balance_after, reference, operation, parts })
 }
 
-fn read_request(row: &Row<'_>) -> rusqlite::Result<Request> {
-    let outcome = row.get::<_, Word<Outcome>>("outcome")?.0;
+fn read_request(row: &Row<'_>, outcome: Outcome) -> rusqlite::Result<Request> {
     let source = row.get::<_, Word<Source>>("source")?.0;
-    let charge: Credits = row.get("charge")?;
+    // What it cost is the amount of its entry.
+    let amount: Option<Credits> = row.get("amount")?;
+    let charge = -amount.unwrap_or(Credits::ZERO);
     Ok(Request {
         id: row.get("id")?,
         ts: row.get("ts")?,

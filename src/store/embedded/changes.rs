@@ -10,7 +10,7 @@ use super::live::Snapshot;
 use super::shelf::Step;
 use super::sql::Fault;
 use super::writer::Operation;
-use super::{Memory, read};
+use super::{Memory, read, trim};
 use crate::billing::Credits;
 use crate::billing::ledger::{Class, Kind, LedgerError, Place};
 use crate::store::fingerprint::{Fingerprint, of_closing, of_grant, of_undo};
@@ -254,7 +254,10 @@ fn granted_before(
     id: &str,
     fingerprint: &Fingerprint,
 ) -> Result<Option<Granted>, Fault> {
-    let Some(done) = Done::find(db, account, id)? else { return Ok(None) };
+    let Some(done) = Done::find(db, account, id)? else {
+        trim::must_not_be(db, account, id)?;
+        return Ok(None);
+    };
     done.must_equal(fingerprint, id)?;
     let (ts, seq) = done.entry.unwrap_or_default();
     let entry = read::entry_at(db, account, ts, seq)?;
@@ -269,10 +272,13 @@ fn granted(db: &Step<'_>, books: Books<'_>, entry: Entry) -> Result<Booked<Grant
 /// The entry that is to be undone.
 fn undone(db: &Connection, account: &AccountId, of: &str, kind: Kind) -> Result<Entry, Fault> {
     let place = Done::find(db, account, of)?.and_then(|done| done.entry);
+    if place.is_none() {
+        trim::must_not_be(db, account, of)?;
+    }
     let entry = place.map(|(ts, seq)| read::entry_at(db, account, ts, seq)).transpose()?;
     entry.filter(|entry| entry.kind == kind).ok_or_else(|| {
         let what = if kind == Kind::Topup { "payment" } else { "charged request" };
-        StoreError::NotFound(format!("{what} {of}")).into()
+        StoreError::NotFound(format!("{what} {of} (if it was trimmed, correct the balance)")).into()
     })
 }
 

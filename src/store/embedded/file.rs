@@ -1,7 +1,7 @@
 //! The file: who may open it, and what must hold before it is used.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use super::Synchronous;
 
 /// The version that this program writes.
-const SCHEMA: i64 = 5;
+pub(super) const SCHEMA: i64 = 6;
 /// "Fbx1" in `PRAGMA application_id`: tells our files from other SQLite files.
 const APPLICATION: i64 = 0x4662_7831;
 /// Statements kept prepared; more than there are.
@@ -23,10 +23,16 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum OpenError {
     /// Another process has it open.
     #[error(
-        "the store {0} is in use by another process: end that one, or set FAREBOX_STORE to \
-         another file"
+        "the store {path} is in use by another process{}: end that one, or set FAREBOX_STORE to \
+         another file",
+        pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
     )]
-    Held(PathBuf),
+    Held {
+        /// The file.
+        path: PathBuf,
+        /// Which process, if it said so.
+        pid: Option<u32>,
+    },
     /// A newer program wrote it.
     #[error(
         "the store {path} has schema {found}, written by a newer version of farebox; \
@@ -82,22 +88,10 @@ pub(super) fn open(path: &Path, synchronous: Synchronous) -> Result<(Lock, Conne
     let io = |source| OpenError::Io { path: path.into(), source };
     let sqlite = |source| OpenError::Sqlite { path: path.into(), source };
 
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if let Some(directory) = directory {
-        create_directory(directory).map_err(io)?;
-    }
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".lock");
-    let lock = create_file(Path::new(&beside)).map_err(io)?;
-    lock.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => OpenError::Held(path.into()),
-        TryLockError::Error(source) => io(source),
-    })?;
+    let lock = lock(path)?;
     create_file(path).map_err(io)?;
     // A new file must not lose its name with the power.
-    if cfg!(unix) {
-        File::open(directory.unwrap_or(Path::new("."))).and_then(|d| d.sync_all()).map_err(io)?;
-    }
+    sync_directory(path).map_err(io)?;
 
     let mut db =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sqlite)?;
@@ -113,7 +107,40 @@ pub(super) fn open(path: &Path, synchronous: Synchronous) -> Result<(Lock, Conne
     if matches!(found, Found::Empty) {
         create_tables(&mut db).map_err(sqlite)?;
     }
-    Ok((Lock(lock), db))
+    Ok((lock, db))
+}
+
+/// Takes the lock of a store, and makes the directory for it.
+pub(super) fn lock(path: &Path) -> Result<Lock, OpenError> {
+    let io = |source| OpenError::Io { path: path.into(), source };
+    if let Some(directory) = directory(path) {
+        create_directory(directory).map_err(io)?;
+    }
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".lock");
+    let mut lock = create_file(Path::new(&beside)).map_err(io)?;
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => {
+            let said = fs::read_to_string(&beside).unwrap_or_default();
+            OpenError::Held { path: path.into(), pid: said.trim().parse().ok() }
+        }
+        TryLockError::Error(source) => io(source),
+    })?;
+    // For whoever finds it locked. The lock holds without it.
+    let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+    Ok(Lock(lock))
+}
+
+/// Makes the names in a file's directory durable.
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(directory(path).unwrap_or(Path::new("."))).and_then(|d| d.sync_all())?;
+    }
+    Ok(())
+}
+
+fn directory(path: &Path) -> Option<&Path> {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty())
 }
 
 /// A connection that only reads.
@@ -125,14 +152,14 @@ pub(super) fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
-enum Found {
+pub(super) enum Found {
     Empty,
     Schema(i64),
     Foreign,
 }
 
 /// Looks without changing anything: a newer file is left exactly as it is.
-fn inspect(db: &Connection) -> rusqlite::Result<Found> {
+pub(super) fn inspect(db: &Connection) -> rusqlite::Result<Found> {
     let pragma = |name| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let tables = db.query_row("SELECT 1 FROM sqlite_schema", [], |_| Ok(())).optional()?;
     Ok(match (tables, pragma("application_id")?) {
@@ -170,6 +197,14 @@ fn create_directory(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.recursive(true).create(path)
+}
+
+/// Makes a file that must not be there, for the owner alone.
+pub(super) fn create_new(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.write(true).create_new(true).open(path)
 }
 
 /// Opens a file to write, made for the owner alone if it is not there. SQLite gives the files

@@ -15,6 +15,7 @@ use crate::store::examples::*;
 use crate::store::{Attribution, KeyLimits, Outcome, Rejection, Source};
 
 mod audit;
+mod copy;
 mod faults;
 mod plans;
 

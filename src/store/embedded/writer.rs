@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -190,6 +191,7 @@ impl Thread {
         let mut last_tick = Instant::now();
         let closing = loop {
             let gathered = self.gather();
+            self.memory.pending.store(self.waiting.len(), Ordering::Relaxed);
             if last_tick.elapsed() >= TICK {
                 last_tick = Instant::now();
                 self.note_long_runs();
@@ -318,6 +320,7 @@ impl Thread {
         self.shelf.committed();
         // Before the answers: who has one may expect the store to work.
         self.healed();
+        self.memory.pending.store(self.waiting.len() - size, Ordering::Relaxed);
         for job in self.waiting.drain(..size) {
             job.answer(&self.memory);
         }

@@ -7,7 +7,7 @@ use super::*;
 use crate::billing::audit::{Invariant, Tally, Violation};
 use crate::store::audit::{Event, audit};
 
-async fn run(bench: &Bench, account: Option<AccountId>) -> (Tally, Vec<Violation>) {
+pub(super) async fn run(bench: &Bench, account: Option<AccountId>) -> (Tally, Vec<Violation>) {
     let (sender, mut events) = mpsc::channel(64);
     tokio::spawn(audit(bench.store.clone(), account, sender));
     let mut violations = Vec::new();
@@ -22,7 +22,7 @@ async fn run(bench: &Bench, account: Option<AccountId>) -> (Tally, Vec<Violation
 }
 
 /// A store in which everything happened that can happen to a balance.
-async fn eventful() -> Bench {
+pub(super) async fn eventful() -> Bench {
     let bench = Bench::with("5").await;
     bench.promo("gift", "1", 1000).await.unwrap();
     bench.settle("req_a", "0.4").await.unwrap();
@@ -64,53 +64,74 @@ async fn whatever_happened_to_a_balance_adds_up() {
 
 #[tokio::test]
 async fn every_invariant_is_found_broken_by_its_name() {
+    let one = "account = (SELECT n FROM account WHERE id = 'default')";
+    let end = "account = (SELECT n FROM account WHERE id = 'ended')";
+    let record = |change: &str, which: &str| format!("UPDATE record SET {change} WHERE {which}");
     let cases = [
-        (Invariant::I1, "UPDATE account SET balance = balance + 1 WHERE id = 'default'"),
-        (
-            Invariant::I2,
-            "UPDATE lot SET remaining = remaining + 1 WHERE account = 'default' AND lot = 1",
-        ),
+        (Invariant::I1, "UPDATE account SET balance = balance + 1 WHERE id = 'default'".to_owned()),
+        (Invariant::I2, "UPDATE lot SET remaining = remaining + 1 WHERE lot = 1".into()),
         (
             Invariant::I3,
             "INSERT INTO lot (account, lot, kind, seq, source, effective_at, expires_at, granted,
                  remaining, used, expired, to_debt, forfeited, reversed, usable)
-             VALUES ('in-debt', 1, 'usage', 1, 'x', 1, 9e15, 5, 5, 0, 0, 0, 0, 0, 1)",
+             VALUES ('in-debt', 1, 'usage', 1, 'x', 1, 9000000000000, 5, 5, 0, 0, 0, 0, 0, 1)"
+                .into(),
         ),
-        (Invariant::I4, "UPDATE lot SET used = used - 1 WHERE account = 'default' AND used > 0"),
-        (Invariant::I4, "UPDATE lot SET used = used - 1, reversed = reversed + 1 WHERE used > 0"),
-        (Invariant::I4, "DELETE FROM lot WHERE account = 'ended'"),
-        // The accounts have the numbers 1, 2 and 3, in the order in which they were made.
-        (Invariant::I5, "DELETE FROM record WHERE account = 1 AND seq = 3 AND sub = 0"),
-        (Invariant::I5, "DELETE FROM record WHERE account = 3 AND seq = 3 AND sub = 0"),
-        (Invariant::I5, "UPDATE record SET balance_after = balance_after + 1 WHERE seq = 2"),
-        (Invariant::I5, "UPDATE record SET ts = 0 WHERE account = 1 AND seq = 2"),
-        (Invariant::I5, "UPDATE record SET kind = 'gift' WHERE account = 1 AND seq = 2"),
+        (Invariant::I4, "UPDATE lot SET used = used - 1 WHERE used > 0".into()),
         (
-            Invariant::I6,
-            "UPDATE record SET lot = NULL, parts = '[[2,-1]]' WHERE account = 1 AND seq = 3",
+            Invariant::I4,
+            "UPDATE lot SET used = used - 1, reversed = reversed + 1 WHERE used > 0".into(),
         ),
-        (Invariant::I6, "UPDATE record SET lot = NULL WHERE account = 1 AND seq = 1"),
-        (Invariant::I7, "UPDATE record SET fingerprint = NULL WHERE account = 1 AND seq = 1"),
-        (Invariant::I7, "UPDATE record SET fingerprint = NULL WHERE id = 'req_a'"),
-        (Invariant::I8, "UPDATE usage_hour SET charge = charge + 1 WHERE account = 'in-debt'"),
-        (Invariant::I8, "UPDATE usage_hour SET output = output + 1 WHERE account = 'default'"),
-        (Invariant::I8, "DELETE FROM usage_hour WHERE account = 'default'"),
-        (Invariant::I8, "UPDATE usage_hour SET hour = hour + 1 WHERE account = 'default'"),
-        (Invariant::I8, "DELETE FROM record WHERE id = 'req_e'"),
+        (Invariant::I4, "DELETE FROM lot WHERE account = 'ended'".into()),
+        (Invariant::I5, format!("DELETE FROM record WHERE {one} AND seq = 3")),
+        (Invariant::I5, format!("DELETE FROM record WHERE {end} AND seq = 2")),
+        (Invariant::I5, record("balance_after = balance_after + 1", "seq = 2 AND sub = 0")),
+        (Invariant::I5, record("ts = 0", &format!("{one} AND seq = 2"))),
+        (Invariant::I5, record("kind = 'gift'", &format!("{one} AND seq = 2"))),
+        (Invariant::I6, record("lot = NULL, parts = '[[1,5]]'", &format!("{one} AND seq = 3"))),
+        (Invariant::I6, record("lot = NULL", &format!("{one} AND seq = 1"))),
+        (Invariant::I7, record("id = NULL", &format!("{one} AND seq = 1"))),
+        (
+            Invariant::I7,
+            format!(
+                "DROP INDEX record_id; {}",
+                record("id = 'more'", &format!("{one} AND seq = 1"))
+            ),
+        ),
+        (
+            Invariant::I8,
+            "UPDATE usage_hour SET charge = charge + 1 WHERE account = 'in-debt'".into(),
+        ),
+        (
+            Invariant::I8,
+            "UPDATE usage_hour SET output = output + 1 WHERE account = 'default'".into(),
+        ),
+        (Invariant::I8, "DELETE FROM usage_hour WHERE account = 'default'".into()),
+        (Invariant::I8, "UPDATE usage_hour SET hour = hour + 1 WHERE account = 'default'".into()),
+        (Invariant::I8, "DELETE FROM record WHERE id = 'req_e'".into()),
         (
             Invariant::I9,
             "INSERT INTO flight (account, id, key, model, admitted_at)
-             VALUES ('default', 'req_a', 'k', 'm', 1)",
+             VALUES ('default', 'req_a', 'k', 'm', 1)"
+                .into(),
         ),
-        (Invariant::I10, "DELETE FROM account WHERE id = 'in-debt'"),
-        (Invariant::I11, "UPDATE record SET outcome = NULL WHERE id = 'req_d'"),
-        (Invariant::I11, "UPDATE record SET outcome = 'abandoned' WHERE id = 'req_b'"),
+        (Invariant::I10, "DELETE FROM account WHERE id = 'in-debt'".into()),
+        (
+            Invariant::I10,
+            "UPDATE usage_hour SET account = 'nobody' WHERE account = 'in-debt'".into(),
+        ),
+        // A debit whose request is not there, and a request without its debit.
+        (Invariant::I11, record("outcome = NULL", "id = 'req_b'")),
+        (Invariant::I11, record("kind = 'adjust'", "id = 'req_b'")),
+        (Invariant::I11, record("outcome = 'completed'", "id = 'req_e'")),
+        (Invariant::I11, record("outcome = 'abandoned'", "id = 'req_b'")),
     ];
     for (invariant, sql) in cases {
         let bench = eventful().await;
         let db = Connection::open(bench.path()).unwrap();
         db.pragma_update(None, "ignore_check_constraints", true).unwrap();
-        assert!(db.execute(sql, []).unwrap() > 0, "{sql}");
+        db.execute_batch(&sql).unwrap();
+        assert!(db.changes() > 0, "{sql}");
         let (tally, violations) = run(&bench, None).await;
         let named = violations.iter().filter(|violation| violation.invariant == invariant);
         assert!(named.count() > 0, "{invariant} was not found in {violations:?} after {sql}");
@@ -133,7 +154,7 @@ async fn while_requests_are_settled_nothing_is_found_that_is_not_there() {
             // Some share their instant, and hours pass.
             clock.fetch_add(if n.is_multiple_of(3) { 600_000 } else { 0 }, Ordering::SeqCst);
             let id = format!("req_{n:08}");
-            store.admit(&key_1(), request(&id), LENIENT).await.unwrap().ok();
+            store.admit(&account(), request(&id), LENIENT).await.unwrap().ok();
             let row = settlement(&id, if n.is_multiple_of(5) { "0" } else { "0.001" });
             let outcome =
                 if n.is_multiple_of(7) { Outcome::UpstreamError } else { Outcome::Completed };

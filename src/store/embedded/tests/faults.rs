@@ -191,7 +191,7 @@ async fn a_closed_store_says_so_and_can_be_closed_again() {
 async fn a_second_process_is_refused_while_the_first_runs() {
     let bench = Bench::new().await;
     let second = open(&bench.path(), &bench.clock);
-    assert!(matches!(second, Err(OpenError::Held(_))));
+    assert!(matches!(second, Err(OpenError::Held { .. })));
     bench.store.close().await.unwrap();
     assert!(open(&bench.path(), &bench.clock).is_ok());
 }
