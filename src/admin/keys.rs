@@ -43,25 +43,26 @@ pub struct NewKey {
 }
 
 /// What is to change of a key. What is absent stays.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct KeyPatch {
     /// Shown in usage rows.
     name: Option<String>,
     /// The default attribution of its requests; `null` for none.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<String>)]
     tag: Change<Option<String>>,
     /// Models it may call, `*` standing for any characters; all if empty.
     models: Option<Vec<String>>,
     /// When it stops being valid: an RFC 3339 time, or a length of time such as `30d`; `null`
     /// for never.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<String>)]
     expires_at: Change<Option<String>>,
     /// How requests are refused when credits are used up.
     rejection: Option<Rejection>,
     /// Its limits, one by one.
+    #[serde(default)]
     limits: NewLimits,
 }
 

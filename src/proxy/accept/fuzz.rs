@@ -77,11 +77,12 @@ fn what_is_served_has_one_reading() {
             return;
         }
         assert_eq!(head.headers.get_all("host").iter().count(), 1);
-        assert!(head.uri.authority().is_none() && !head.headers.contains_key("content-encoding"));
+        assert!(head.uri.authority().is_none());
         if let Route::Call(..) = found {
             assert_eq!(head.method, "POST");
+            assert!(head.headers.get_all("content-encoding").iter().all(|e| e == "identity"));
             let kind = head.headers["content-type"].to_str().unwrap().to_ascii_lowercase();
-            assert!(kind.starts_with("application/json"), "{kind}");
+            assert!(kind.trim().starts_with("application/json"), "{kind}");
             assert!(matches!(head.uri.query().unwrap_or_default(), "" | "alt=sse" | "beta=true"));
         }
     });
