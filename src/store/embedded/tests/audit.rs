@@ -154,7 +154,7 @@ async fn while_requests_are_settled_nothing_is_found_that_is_not_there() {
             // Some share their instant, and hours pass.
             clock.fetch_add(if n.is_multiple_of(3) { 600_000 } else { 0 }, Ordering::SeqCst);
             let id = format!("req_{n:08}");
-            store.admit(&account(), request(&id), LENIENT).await.unwrap().ok();
+            store.admit(&key_1(), request(&id), LENIENT).await.unwrap().ok();
             let row = settlement(&id, if n.is_multiple_of(5) { "0" } else { "0.001" });
             let outcome =
                 if n.is_multiple_of(7) { Outcome::UpstreamError } else { Outcome::Completed };
