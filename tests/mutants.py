@@ -39,8 +39,7 @@ MUTANTS = [
         LOTS + "b16_b17_settling_twice_takes_from_no_lot_twice",
         [
             ("src/store/embedded/operations.rs", "done.filter(|_| !was_abandoned)", "done.filter(|_| false)"),
-            ("src/store/embedded/books.rs", '"INSERT INTO op (', '"INSERT OR REPLACE INTO op ('),
-            ("src/store/embedded/rows.rs", '"INSERT INTO usage (', '"INSERT OR REPLACE INTO usage ('),
+            ("src/store/embedded/books.rs", '"INSERT INTO record VALUES', '"INSERT OR REPLACE INTO record VALUES'),
         ],
     ),
     (
@@ -54,15 +53,15 @@ MUTANTS = [
         [
             (
                 "src/billing/ledger.rs",
-                "let mut book = Self { debt: (-balance)",
-                "let balance = balance.max(Credits::ZERO);\n        let mut book = Self { debt: (-balance)",
+                '    pub fn expire(&mut self, now: Millis) -> Vec<Booking> {\n',
+                '    pub fn expire(&mut self, now: Millis) -> Vec<Booking> {\n        self.debt = Credits::ZERO;\n',
             )
         ],
     ),
     (
         "forget the place: a settlement does not give it back",
         LOTS + "b34_a_hold_admits_only_what_fits",
-        [("src/store/embedded/operations.rs", "        memory.live.end(account, id);\n", "        let _ = id;\n")],
+        [("src/store/embedded/operations.rs", "        memory.live.end(account, id, usage.tokens(), now);\n", "        let _ = (usage.tokens(), now);\n")],
     ),
 ]
 

@@ -4,12 +4,11 @@ use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::State as Shared;
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::error::ErrorBody;
 use super::{Error, State};
 
 /// The text format that Prometheus asks for first.
@@ -18,7 +17,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// A sign of life.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Health {
-    /// `ok`, or `degraded`: requests are served, but something waits in the journal.
+    /// `ok`, or `degraded`: something waits in the journal, or the store behind it is away.
     status: &'static str,
     /// Operations in the journal that the store has not taken yet, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,16 +42,27 @@ pub async fn live() -> Json<Health> {
     get, path = "/readyz", tag = "health", security(()),
     responses(
         (status = 200, description = "A debit could be written now", body = Health),
-        (status = 503, description = "It could not", body = ErrorBody),
+        (status = 503, description = "It could not; with a journal as `degraded`, else an error",
+            body = Health),
     )
 )]
-pub async fn ready(Shared(state): Shared<State>) -> Result<Json<Health>, Error> {
+pub async fn ready(Shared(state): Shared<State>) -> Result<(StatusCode, Json<Health>), Error> {
     if state.closing.load(Ordering::Relaxed) {
         return Err(Error::Closing);
     }
-    state.store.ready().await?;
-    let pending = state.store.backlog().map(|backlog| backlog.pending).filter(|count| *count > 0);
-    Ok(Json(Health { status: if pending.is_some() { "degraded" } else { "ok" }, pending }))
+    let ready = state.store.ready().await;
+    let Some(backlog) = state.store.backlog() else {
+        ready?;
+        return Ok((StatusCode::OK, Json(Health { status: "ok", pending: None })));
+    };
+    let pending = Some(backlog.pending).filter(|count| *count > 0);
+    Ok(match (ready, pending) {
+        (Ok(()), None) => (StatusCode::OK, Json(Health { status: "ok", pending })),
+        (Ok(()), Some(_)) => (StatusCode::OK, Json(Health { status: "degraded", pending })),
+        (Err(_), _) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "degraded", pending }))
+        }
+    })
 }
 
 /// Metrics in the text format of OpenMetrics.

@@ -33,6 +33,7 @@ mod pricing;
 mod reload;
 mod secrets;
 mod settlement;
+mod shared;
 mod shutdown;
 mod store;
 mod streams;

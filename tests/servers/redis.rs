@@ -58,7 +58,12 @@ impl Redis {
 
     /// Makes this server a replica of another, and waits until it is in step.
     pub fn follow(&self, primary: &Self) {
-        self.run(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]).unwrap();
+        self.follow_at(primary.port, primary);
+    }
+
+    /// As [`Redis::follow`], by way of another port, such as a relay's.
+    pub fn follow_at(&self, port: u16, primary: &Self) {
+        self.run(&["REPLICAOF", "127.0.0.1", &port.to_string()]).unwrap();
         until("a replica in step", || self.info("master_link_status").as_deref() == Some("up"));
         self.in_step_with(primary);
     }
@@ -128,6 +133,22 @@ impl Redis {
         }
     }
 
+    /// Starts it again, and lets it load each key of its files this slowly: it answers, but
+    /// only that it is loading.
+    pub fn restart_loading(&mut self, microseconds_a_key: &str) {
+        let arguments = self.arguments.clone();
+        for word in [
+            "--key-load-delay",
+            microseconds_a_key,
+            "--loading-process-events-interval-bytes",
+            "1024",
+        ] {
+            self.arguments.push(word.into());
+        }
+        self.restart();
+        self.arguments = arguments;
+    }
+
     /// Makes a replica the primary, with what it has.
     pub fn promote(&self) {
         self.run(&["REPLICAOF", "NO", "ONE"]).unwrap();
@@ -173,7 +194,9 @@ impl Redis {
                 return Err(std::fs::read_to_string(&log).unwrap_or_default());
             }
             let pong = run_at(self.port, &["PING"]);
-            if pong == Ok(Value::Text("PONG".into())) {
+            if pong.as_ref().is_ok_and(|pong| pong.text() == "PONG")
+                || pong.is_err_and(|error| error.starts_with("LOADING"))
+            {
                 return Ok(());
             }
             sleep(Duration::from_millis(5));

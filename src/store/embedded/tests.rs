@@ -26,6 +26,8 @@ mod bench;
 mod documents;
 #[path = "../examples/histories.rs"]
 mod histories;
+#[path = "../examples/limits.rs"]
+mod limits;
 #[path = "../examples/lots.rs"]
 mod lots;
 #[path = "../examples/model.rs"]

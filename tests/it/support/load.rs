@@ -14,7 +14,7 @@ use super::answer::Answer;
 use super::prices::{Counts, charge};
 use super::upstream::{Play, Received, Upstream};
 
-/// Some clients, each of which asks again as soon as it is answered, until something fails.
+/// Some clients, each of which asks again as soon as it is answered.
 pub struct Load {
     ends: Arc<AtomicBool>,
     clients: Vec<JoinHandle<Vec<Seen>>>,
@@ -33,17 +33,32 @@ pub struct Seen {
 }
 
 impl Load {
-    /// Starts clients of an account; their prompts begin with `name`.
+    /// Starts clients of an account; their prompts begin with `name`. Each ends where a reply
+    /// does not come whole.
     pub fn start(account: &Account, name: &str, clients: usize) -> Self {
+        Self::of(account, name, clients, false)
+    }
+
+    /// As [`Load::start`], but clients go on after a refusal, a little later.
+    pub fn steady(account: &Account, name: &str, clients: usize) -> Self {
+        Self::of(account, name, clients, true)
+    }
+
+    fn of(account: &Account, name: &str, clients: usize, goes_on: bool) -> Self {
         let ends = Arc::new(AtomicBool::new(false));
         let client = |client| {
             let (account, name, ends) = (account.clone(), name.to_owned(), ends.clone());
             tokio::spawn(async move {
                 let mut seen: Vec<Seen> = Vec::new();
-                while !ends.load(Ordering::Relaxed) && seen.last().is_none_or(|last| last.complete)
-                {
+                while !ends.load(Ordering::Relaxed) {
                     let n = seen.len();
                     seen.push(ask(&account, format!("{name}, {client}.{n}"), client + n).await);
+                    if !seen[n].complete {
+                        if !goes_on {
+                            break;
+                        }
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
                 }
                 seen
             })

@@ -279,6 +279,20 @@ impl Proxy {
         self.spawn().await;
     }
 
+    /// What orchestrators are told.
+    pub async fn readyz(&self) -> super::http::Reply {
+        Call::get(format!("{}/readyz", self.admin_url())).reply().await
+    }
+
+    /// Starts the program by another one, which is given its words, and waits for its end.
+    pub async fn serve_by(&self, launcher: &[&str]) -> Output {
+        let mut command = Command::new(launcher[0]);
+        command.args(&launcher[1..]).arg(PROGRAM);
+        let mut command = self.prepared(command, &["serve"]);
+        let run = tokio::task::spawn_blocking(move || command.output().unwrap());
+        super::within("the end of the program", run).await.unwrap()
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         self.prepared(Command::new(PROGRAM), args)
     }

@@ -89,7 +89,8 @@ async fn a_daily_cap_refuses_from_its_sum_to_midnight_of_its_zone() {
 
 #[tokio::test]
 async fn a_weekly_cap_begins_anew_on_monday_also_in_a_week_of_changing_clocks() {
-    let weekly = KeyLimits { daily: None, weekly: Some(credits("1")), ..daily("1", "Europe/Vilnius") };
+    let weekly =
+        KeyLimits { daily: None, weekly: Some(credits("1")), ..daily("1", "Europe/Vilnius") };
     let bench = limited(weekly).await;
     bench.set_clock(at("2026-10-18T21:00:00Z"));
     spend(&bench, "one", "1").await;
@@ -210,7 +211,8 @@ async fn one_request_may_cost_more_than_there_is_and_no_second_one() {
     set_mode(&bench, Some(Mode::OneRequest)).await;
     let how = Admission { most: Some(credits("0.3")), ..LENIENT };
     assert!(admit(&bench, "one", how).await.is_ok());
-    let full = Refused::HoldDoesNotFit { balance: credits("0.2"), held: credits("0.3"), most: None };
+    let full =
+        Refused::HoldDoesNotFit { balance: credits("0.2"), held: credits("0.3"), most: None };
     assert_eq!(admit(&bench, "two", how).await, Err(full));
     bench.settle("one", "0.3").await.unwrap();
     assert_eq!(bench.balance().await, "-0.1");
