@@ -276,10 +276,16 @@ fn undone(db: &Connection, account: &AccountId, of: &str, kind: Kind) -> Result<
         trim::must_not_be(db, account, of)?;
     }
     let entry = place.map(|(ts, seq)| read::entry_at(db, account, ts, seq)).transpose()?;
-    entry.filter(|entry| entry.kind == kind).ok_or_else(|| {
-        let what = if kind == Kind::Topup { "payment" } else { "charged request" };
-        StoreError::NotFound(format!("{what} {of} (if it was trimmed, correct the balance)")).into()
-    })
+    if let Some(entry) = entry.filter(|entry| entry.kind == kind) {
+        return Ok(entry);
+    }
+    let what = if kind == Kind::Topup { "payment" } else { "charged request" };
+    // Requests that were trimmed have left no id behind.
+    let hint = match trim::checkpoint(db, account)? {
+        Some(_) => " (if it was trimmed, correct the balance)",
+        None => "",
+    };
+    Err(StoreError::NotFound(format!("{what} {of}{hint}")).into())
 }
 
 fn not_open(account: &AccountId, status: Status) -> StoreError {
