@@ -206,14 +206,12 @@ fn table(context: &Context, accounts: &[Account]) -> String {
             columns[0][at].clone(),
             columns[1][at].clone(),
             columns[2][at].clone(),
-            account.in_flight.to_string(),
-            account.status.name().to_owned(),
             match account.max_in_flight {
                 Some(limit) => format!("{}/{limit}", account.in_flight),
                 None => account.in_flight.to_string(),
             },
             account.mode.map_or("default", mode).to_owned(),
-            status(account.status).to_owned(),
+            account.status.name().to_owned(),
             context.day(account.created_at),
         ]);
     }
@@ -225,13 +223,5 @@ const fn mode(mode: Mode) -> &'static str {
         Mode::Lenient => "lenient",
         Mode::OneRequest => "one_request",
         Mode::Strict => "strict",
-    }
-}
-
-const fn status(status: Status) -> &'static str {
-    match status {
-        Status::Open => "open",
-        Status::Closing => "closing",
-        Status::Closed => "closed",
     }
 }

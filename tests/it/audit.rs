@@ -96,11 +96,7 @@ async fn whatever_is_changed_behind_its_back_is_named_and_ends_with_8() {
             record("parts = '[[1,1],[null,-1]]', lot = NULL", first),
             record("parts = NULL, lot = 1", first),
         ),
-        (
-            "I7",
-            record("id = NULL, note = id", &format!("id = '{id}'")),
-            record("id = note, note = NULL", &format!("note = '{id}'")),
-        ),
+        ("I7", record("id = NULL", first), record("id = 'initial-credits'", first)),
         (
             "I8",
             "UPDATE usage_hour SET charge = charge + 1".into(),

@@ -125,6 +125,16 @@ impl Redis {
 
     /// Starts it again on the same port and files, and waits until it serves.
     pub fn restart(&mut self) {
+        self.spawn_again();
+        let since = Instant::now();
+        while run_at(self.port, &["PING"]).is_err() {
+            assert!(since.elapsed() < PATIENCE, "the server does not come to serve");
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Starts it again, and waits until it answers.
+    fn spawn_again(&mut self) {
         assert!(self.child.is_none(), "it still runs");
         let since = Instant::now();
         while let Err(why) = self.try_spawn() {
@@ -145,7 +155,7 @@ impl Redis {
         ] {
             self.arguments.push(word.into());
         }
-        self.restart();
+        self.spawn_again();
         self.arguments = arguments;
     }
 
