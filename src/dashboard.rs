@@ -217,3 +217,6 @@ async fn violation(body: axum::body::Bytes) -> StatusCode {
     tracing::warn!(%said, "a page broke its content security policy");
     StatusCode::NO_CONTENT
 }
+
+#[cfg(test)]
+mod tests;
