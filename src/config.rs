@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::alerts::mail::{Mailer, SmtpTls};
+use crate::archive;
 use crate::billing::Credits;
 use crate::billing::limit::Mode;
 use crate::key::Secret;
@@ -427,6 +428,15 @@ impl Config {
                     .into(),
             );
         }
+        if !self.retention.is_zero() && self.is_shared() {
+            problems.push(
+                "retention is for the embedded store, and a shared one keeps everything: take \
+                 the setting out"
+                    .into(),
+            );
+        } else if !self.retention.is_zero() && self.retention < archive::YOUNGEST {
+            problems.push("retention is less than 31 days: give at least 31days".into());
+        }
         for (name, zero) in [
             ("max_in_flight", self.max_in_flight == 0),
             ("bytes_per_token", self.bytes_per_token == 0),
@@ -623,6 +633,15 @@ mod tests {
         let vars: BTreeMap<String, String> =
             vars.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
         Config::read(text, "farebox.toml", &|name| vars.get(name).cloned())
+    }
+
+    #[test]
+    fn what_retention_cannot_do_is_refused_at_the_start() {
+        let refusal = |text: &str| read(text, &[]).unwrap_err().to_string();
+        assert!(refusal("retention = \"30d\"").contains("at least 31days"));
+        let shared = "store = \"redis://127.0.0.1:1\"\nretention = \"400d\"";
+        assert!(refusal(shared).contains("a shared one keeps everything"));
+        assert!(read("retention = \"31d\"", &[]).is_ok());
     }
 
     #[test]
