@@ -6,7 +6,7 @@ FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src
-COPY pricing.toml ./
+COPY askama.toml pricing.toml ./
 RUN cargo build --release --locked && mkdir /data
 
 FROM ${RUN_IMAGE}
