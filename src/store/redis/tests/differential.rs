@@ -7,7 +7,7 @@ use super::*;
 use crate::billing::ledger::{Book, Booking, Class, LedgerError, Lot, NewLot, expiry};
 use crate::store::embedded::{self, Embedded, Synchronous};
 
-/// Entries of all histories together: `./test` asks for 100,000, which take a minute or two.
+/// Entries of all histories together: `./test` asks for 10,000, which take some seconds.
 fn entries() -> usize {
     let asked = std::env::var("FAREBOX_TEST_ENTRIES").ok();
     asked.map_or(5_000, |asked| asked.parse().expect("FAREBOX_TEST_ENTRIES is a number"))
