@@ -118,6 +118,8 @@ pub fn router(state: State) -> Router {
         .route("/billing/{account}/heartbeats", get(heartbeats::show))
         .route("/billing/{account}/keys", get(keys::show).post(keys::create))
         .route("/billing/{account}/keys/end", post(keys::end))
+        .route("/billing/{account}/keys/{key}", get(keys::one::show).post(keys::one::change))
+        .route("/billing/{account}/keys/{key}/rotate", post(keys::one::rotate))
         .route("/billing/{account}/settings", get(settings::show))
         .route("/billing/{account}/settings/alerts", post(settings::set_alerts))
         .route("/billing/{account}/settings/alerts/test", post(settings::test_alerts))

@@ -1,27 +1,31 @@
-//! The keys of an account: made here and shown once with what to paste where, changed for a new
-//! one, and ended. The work is the control plane's own, so its rules hold here too.
+//! The keys of an account: made here and shown once with what to paste where, changed, replaced
+//! by a new one, and ended. The work is the control plane's own, so its rules hold here too.
 
 use std::collections::HashMap;
 
 use askama::Template;
 use axum::extract::State as Shared;
 use axum::response::Response;
-use jiff::tz::TimeZone;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::Value;
 
 use super::Failure;
 use super::moment::Instant;
-use super::number::Exact;
+use super::number::{Amount, Exact, grouped};
 use super::page::{Page, Post, Shell};
 use super::snippet::{Snippet, snippets};
 use crate::admin::extract::Target;
 use crate::admin::keys::{self, CreatedKey};
 use crate::admin::{self, State};
 use crate::billing::Credits;
-use crate::store::{self, Group, Key, Millis, UsageFilter};
+use crate::billing::limit::Period;
+use crate::store::{self, Group, Key, KeyLimits, Millis, UsageFilter};
+use fields::{Fields, Sent};
+use one::Replaced;
 
-const DAY_MS: Millis = 24 * 3_600_000;
+mod fields;
+pub mod one;
+
 /// Keys whose last use is looked up.
 const LOOKED_UP: usize = 100;
 
@@ -35,6 +39,7 @@ struct Keys {
     id: String,
     base_url: String,
     models: Vec<String>,
+    fields: Fields,
     here: String,
 }
 
@@ -51,6 +56,22 @@ struct Row {
     status: &'static str,
     week: Exact,
     month: Exact,
+    in_use: Vec<Used>,
+    /// Its own page.
+    href: String,
+    /// Its requests.
+    usage: String,
+}
+
+/// What is used of one limit.
+struct Used {
+    what: &'static str,
+    used: String,
+    limit: String,
+    resets: Option<Instant>,
+    percent: u64,
+    /// `bad` once it is reached, `warn` from four fifths on.
+    tone: &'static str,
 }
 
 #[derive(Template)]
@@ -61,6 +82,7 @@ struct Made {
     secret: String,
     snippets: Vec<Snippet>,
     is_heartbeat: bool,
+    replaced: Option<Replaced>,
     keys: String,
 }
 
@@ -83,19 +105,7 @@ struct End {
 pub async fn show(page: Page) -> Result<Response, Failure> {
     let shell = page.shell("keys").await?;
     let keys = page.state.store.keys(&page.account.id).await?;
-    let week = spent(&page, 7).await?;
-    let month = spent(&page, 30).await?;
-    let of = |sums: &HashMap<String, Credits>, key: &Key| {
-        sums.get(&key.id).copied().unwrap_or(Credits::ZERO)
-    };
-    let weeks = Exact::column(keys.iter().map(|key| of(&week, key)));
-    let months = Exact::column(keys.iter().map(|key| of(&month, key)));
-    let mut rows = Vec::new();
-    // The newest first.
-    for (at, ((key, week), month)) in keys.into_iter().zip(weeks).zip(months).rev().enumerate() {
-        let used = if at < LOOKED_UP { last_used(&page, &key.id).await? } else { None };
-        rows.push(Row::of(key, used, week, month, &page));
-    }
+    let rows = rows(&page, keys).await?;
     let (keys, ended) = rows.into_iter().partition(|row| row.status == "Active");
     let template = Keys {
         keys,
@@ -103,25 +113,89 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
         id: new_id(),
         base_url: page.state.site.inference.clone(),
         models: callable(&page.state),
+        fields: Fields::empty(),
         here: page.href("keys"),
         shell,
     };
     page.show(&template)
 }
 
-/// What the form of a new key sends.
+/// Keys with what they spent, the newest first.
+async fn rows(page: &Page, keys: Vec<Key>) -> Result<Vec<Row>, Failure> {
+    let week = spent(page, 7).await?;
+    let month = spent(page, 30).await?;
+    let of = |sums: &HashMap<String, Credits>, key: &Key| {
+        sums.get(&key.id).copied().unwrap_or(Credits::ZERO)
+    };
+    let weeks = Exact::column(keys.iter().map(|key| of(&week, key)));
+    let months = Exact::column(keys.iter().map(|key| of(&month, key)));
+    let mut rows = Vec::new();
+    for (at, ((key, week), month)) in keys.into_iter().zip(weeks).zip(months).rev().enumerate() {
+        let used = if at < LOOKED_UP { last_used(page, &key.id).await? } else { None };
+        let in_use = if at < LOOKED_UP { in_use(page, &key).await? } else { Vec::new() };
+        rows.push(Row { in_use, ..Row::of(key, used, week, month, page) });
+    }
+    Ok(rows)
+}
+
+/// What is used of the limits of a key that is not revoked.
+async fn in_use(page: &Page, key: &Key) -> Result<Vec<Used>, Failure> {
+    if key.limits == KeyLimits::default() || key.revoked_at.is_some() {
+        return Ok(Vec::new());
+    }
+    let now = page.state.store.key_use(&page.account.id, &key.id).await?;
+    let mut all = Vec::new();
+    for (period, cap) in key.limits.caps() {
+        let Some(spend) = now.spend.get(period.cap()) else { continue };
+        let what = match period {
+            Period::Day => "Today",
+            Period::Week => "This week",
+            Period::Month => "This month",
+            Period::Total => "In all",
+        };
+        let (used, limit) = (spend.used.nano(), cap.nano());
+        let (percent, tone) = share(used.unsigned_abs(), limit.unsigned_abs());
+        all.push(Used {
+            what,
+            used: Amount(spend.used).to_string(),
+            limit: Amount(cap).to_string(),
+            resets: spend.resets_at.map(|at| Instant::soon(at, &page.zone)),
+            percent,
+            tone,
+        });
+    }
+    let rates = [
+        ("Requests a minute", now.requests_per_minute.map(|rate| (rate.used, rate.limit))),
+        ("Tokens a minute", now.tokens_per_minute.map(|rate| (rate.used, rate.limit))),
+        ("At once", key.limits.max_in_flight.map(|most| (now.in_flight.into(), most.into()))),
+    ];
+    for (what, rate) in rates {
+        let Some((used, limit)) = rate else { continue };
+        let (percent, tone) = share(used, limit);
+        let (used, limit) = (grouped(used), grouped(limit));
+        all.push(Used { what, used, limit, resets: None, percent, tone });
+    }
+    Ok(all)
+}
+
+/// Whole percent of a limit, and how near it is.
+fn share(used: u64, limit: u64) -> (u64, &'static str) {
+    let percent = (u128::from(used) * 100 / u128::from(limit.max(1))).min(100);
+    let tone = match percent {
+        100.. => "bad",
+        80.. => "warn",
+        _ if used >= limit => "bad",
+        _ => "good",
+    };
+    (u64::try_from(percent).unwrap_or(100), tone)
+}
+
+/// Names the key that a form of a new key makes, beside its fields.
 #[derive(Debug, Deserialize)]
 pub struct NewKeyForm {
     id: String,
-    name: String,
-    #[serde(default)]
-    tag: String,
-    #[serde(default)]
-    models: String,
-    #[serde(default)]
-    expires: String,
-    #[serde(default)]
-    rejection: String,
+    #[serde(flatten)]
+    fields: Sent,
 }
 
 /// Makes a key and shows its secret, this once.
@@ -130,37 +204,33 @@ pub struct NewKeyForm {
 ///
 /// A field that means nothing, or a form that was sent before.
 pub async fn create(page: Page, Post { form, .. }: Post<NewKeyForm>) -> Result<Response, Failure> {
-    let set = |text: &str| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
-    let models: Vec<&str> =
-        form.models.split([',', '\n']).map(str::trim).filter(|m| !m.is_empty()).collect();
-    let mut body = json!({ "name": form.name, "tag": set(&form.tag), "models": models,
-        "expires_at": set(&form.expires) });
-    if let Some(rejection) = set(&form.rejection) {
-        body["rejection"] = rejection.into();
-    }
+    let new = made(&page, form.id, form.fields.body(None)?).await?;
+    shown(&page, new, None).await
+}
+
+/// Makes a key by an id of one of our forms.
+async fn made(page: &Page, id: String, body: Value) -> Result<CreatedKey, Failure> {
     let new = serde_json::from_value(body)
         .map_err(|error| Failure::Invalid(format!("The key cannot be made so: {error}.")))?;
-    if !is_new_id(&form.id) {
+    if !is_new_id(&id) {
         return Err(Failure::Invalid("The form is not a whole one: open the page again.".into()));
     }
-    let made =
-        keys::make(&page.state, &page.account, form.id, new).await.map_err(
-            |error| {
-                match error {
-            admin::Error::Conflict(_) => Failure::Conflict(
-                "This key was made already, and its secret was shown then. Make another one if \
-                 you do not have it."
-                    .into(),
-            ),
-            other => other.into(),
-        }
-            },
-        )?;
-    shown(&page, made).await
+    keys::make(&page.state, &page.account, id, new).await.map_err(|error| match error {
+        admin::Error::Conflict(_) => Failure::Conflict(
+            "This key was made already, and its secret was shown then. Make another one if you \
+             do not have it."
+                .into(),
+        ),
+        other => other.into(),
+    })
 }
 
 /// A key that was made now, with its secret.
-async fn shown(page: &Page, made: CreatedKey) -> Result<Response, Failure> {
+async fn shown(
+    page: &Page,
+    made: CreatedKey,
+    replaced: Option<Replaced>,
+) -> Result<Response, Failure> {
     let mut shell = page.shell("keys").await?;
     shell.title = "New key".into();
     let models = callable(&page.state);
@@ -173,6 +243,7 @@ async fn shown(page: &Page, made: CreatedKey) -> Result<Response, Failure> {
         snippets: snippets(&base_url, &made.key, &model, is_heartbeat),
         secret: made.key,
         is_heartbeat,
+        replaced,
         keys: page.href("keys"),
         shell,
     };
@@ -232,6 +303,9 @@ impl Row {
             created: Instant::day(key.created_at, &page.zone),
             used: used.map(|at| Instant::ago(at, page.now, &page.zone)),
             ends: ends.map(|at| Instant::day(at, &page.zone)),
+            in_use: Vec::new(),
+            href: format!("{}/{}", page.href("keys"), key.id),
+            usage: format!("{}?key={}", page.href("usage"), key.id),
             id: key.id,
             name: key.name,
             last4: key.last4,
@@ -242,14 +316,10 @@ impl Row {
     }
 }
 
-async fn spent(page: &Page, days: i64) -> Result<HashMap<String, Credits>, Failure> {
-    let filter = UsageFilter {
-        since: Some(page.now + 1 - days * DAY_MS),
-        until: Some(page.now + 1),
-        ..UsageFilter::default()
-    };
-    let store = &page.state.store;
-    let sums = store.summary(&page.account.id, filter, Group::Key, TimeZone::UTC).await?;
+/// What each key spent today and on the days before, as the other pages count days.
+async fn spent(page: &Page, days: i32) -> Result<HashMap<String, Credits>, Failure> {
+    let since = page.zone.days_before(page.now, days - 1);
+    let sums = page.sums(Group::Key, since, page.now + 1, None).await?;
     Ok(sums.into_iter().map(|sum| (sum.group, sum.charge)).collect())
 }
 

@@ -65,6 +65,7 @@ enum Style {
     Short,
     Clock,
     Day,
+    Soon,
     Ago(Millis),
 }
 
@@ -82,6 +83,11 @@ impl Instant {
     /// `14:02`.
     pub fn clock(at: Millis, zone: &Zone) -> Self {
         Self { at, zone: zone.rules.clone(), style: Style::Clock }
+    }
+
+    /// `30 Sep 14:02`.
+    pub fn soon(at: Millis, zone: &Zone) -> Self {
+        Self { at, zone: zone.rules.clone(), style: Style::Soon }
     }
 
     /// `30 Sep 2026`.
@@ -103,6 +109,7 @@ impl fmt::Display for Instant {
             Style::Short => zoned.strftime("%-d %b %H:%M:%S").to_string(),
             Style::Clock => zoned.strftime("%H:%M").to_string(),
             Style::Day => zoned.strftime("%-d %b %Y").to_string(),
+            Style::Soon => zoned.strftime("%-d %b %H:%M").to_string(),
             Style::Ago(now) => ago(now - self.at),
         };
         let exact = zoned.strftime("%Y-%m-%dT%H:%M:%S%.3f%:z");

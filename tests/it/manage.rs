@@ -1,6 +1,8 @@
 //! The pages that change something: keys, settings and the operator's, in a real browser and
 //! over plain HTTP.
 
+mod keys;
+
 use fantoccini::Locator;
 use serde_json::json;
 
