@@ -83,9 +83,9 @@ def main():
     db.execute(index)
     db.execute(
         f"INSERT INTO usage_hour SELECT account.id, ts / {HOUR}, model, key, coalesce(tag, ''),"
-        " count(*), sum(input), sum(cached), sum(cache_creation_5m + cache_creation_1h),"
+        " upstream, count(*), sum(input), sum(cached), sum(cache_creation_5m + cache_creation_1h),"
         " sum(output), -sum(amount), 0 FROM record JOIN account ON account.n = record.account"
-        " WHERE outcome IS NOT NULL GROUP BY 1, 2, 3, 4, 5")
+        " WHERE outcome IS NOT NULL GROUP BY 1, 2, 3, 4, 5, 6")
     db.execute("COMMIT")
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.close()

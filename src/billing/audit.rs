@@ -37,7 +37,7 @@ pub enum Invariant {
     I6,
     /// One operation has one entry.
     I7,
-    /// The sums by hour, model, key and tag are those of the requests.
+    /// The sums by hour, model, key, tag and upstream are those of the requests.
     I8,
     /// What is held is the sum of what is held for requests that run.
     I9,
@@ -206,6 +206,8 @@ pub struct Group {
     pub key: String,
     /// The tag; empty: none.
     pub tag: String,
+    /// The upstream; empty: none.
+    pub upstream: String,
 }
 
 /// What one request or several used and cost.
@@ -730,11 +732,11 @@ impl Audit {
         let hour = self.hour.hour;
         for (group, rest) in std::mem::take(&mut self.hour.rest) {
             self.holds(Invariant::I8, rest == Counts::default(), || {
-                let Group { model, key, tag } = group;
+                let Group { model, key, tag, upstream } = group;
                 let Counts { requests, charge, .. } = rest;
                 format!(
-                    "the sums of hour {hour} for {model}, key {key}, tag {tag:?} lack {requests} \
-                     requests of {charge} (or differ in their tokens)"
+                    "the sums of hour {hour} for {model}, key {key}, tag {tag:?}, upstream \
+                     {upstream:?} lack {requests} requests of {charge} (or differ in their tokens)"
                 )
             });
         }

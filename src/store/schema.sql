@@ -1,4 +1,4 @@
--- The embedded store, schema 6. Amounts are whole nano-credits (10⁻⁹ of a credit), times are
+-- The embedded store, schema 7. Amounts are whole nano-credits (10⁻⁹ of a credit), times are
 -- milliseconds since 1970 (UTC). The number of the schema is in `PRAGMA user_version`.
 --
 -- There are no foreign keys: accounts and keys are never deleted, and an operation has read
@@ -156,6 +156,7 @@ CREATE TABLE usage_hour (
     model          TEXT NOT NULL,
     key            TEXT NOT NULL,
     tag            TEXT NOT NULL, -- empty: none
+    upstream       TEXT NOT NULL, -- empty: none
     requests       INTEGER NOT NULL,
     input          INTEGER NOT NULL,
     cached         INTEGER NOT NULL,
@@ -163,7 +164,7 @@ CREATE TABLE usage_hour (
     output         INTEGER NOT NULL,
     charge         INTEGER NOT NULL,
     estimated      INTEGER NOT NULL,
-    PRIMARY KEY (account, hour, model, key, tag)
+    PRIMARY KEY (account, hour, model, key, tag, upstream)
 ) STRICT, WITHOUT ROWID;
 -- What a key has spent. Only a new row touches it.
 CREATE INDEX usage_hour_of_key ON usage_hour (account, key, hour);

@@ -212,7 +212,7 @@ impl<'s, T> Ahead<'s, T> {
 /// operation is found again: what is found there is what the store remembers of it.
 const RECORDS: &str = "
     SELECT ts, seq, sub, id, kind, amount, balance_after, note, undoes, lot, parts,
-        key, model, coalesce(tag, '') AS tag, input, cached,
+        key, model, coalesce(tag, '') AS tag, upstream, input, cached,
         cache_creation_5m + cache_creation_1h AS cache_creation, output, outcome, source,
         (SELECT known.seq FROM record AS known
          WHERE known.id = record.id AND known.account = record.account) AS operation
@@ -237,7 +237,7 @@ pub(super) fn lines_before(db: &Connection, n: i64, until: Millis) -> rusqlite::
 fn read_history(db: &Connection, account: &AccountId, out: &mut Out) -> Result<(), Stop> {
     let mut records = db.prepare_cached(&format!("{RECORDS} ORDER BY ts, seq, sub"))?;
     let mut sums = db.prepare_cached(
-        "SELECT * FROM usage_hour WHERE account = ? ORDER BY hour, model, key, tag",
+        "SELECT * FROM usage_hour WHERE account = ? ORDER BY hour, model, key, tag, upstream",
     )?;
     let n = number(db, account)?;
     let mut records = Ahead::of(records.query([n])?, read_both)?;
@@ -317,7 +317,12 @@ fn read_sum(row: &Row<'_>) -> rusqlite::Result<HourSum> {
 }
 
 fn read_group(row: &Row<'_>) -> rusqlite::Result<Group> {
-    Ok(Group { model: row.get("model")?, key: row.get("key")?, tag: row.get("tag")? })
+    Ok(Group {
+        model: row.get("model")?,
+        key: row.get("key")?,
+        tag: row.get("tag")?,
+        upstream: row.get("upstream")?,
+    })
 }
 
 fn read_tokens(row: &Row<'_>) -> rusqlite::Result<[i64; 4]> {

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use super::Synchronous;
 
 /// The version that this program writes.
-pub(super) const SCHEMA: i64 = 6;
+pub(super) const SCHEMA: i64 = 7;
 /// "Fbx1" in `PRAGMA application_id`: tells our files from other SQLite files.
 const APPLICATION: i64 = 0x4662_7831;
 /// Statements kept prepared; more than there are.

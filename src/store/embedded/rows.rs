@@ -34,6 +34,7 @@ struct Sum {
     model: String,
     key: String,
     tag: String,
+    upstream: String,
     requests: i64,
     input: i64,
     cached: i64,
@@ -53,7 +54,11 @@ impl Sums {
             None => self.0.entry(row.account.clone()).or_default(),
         };
         let is_same = |sum: &Sum| {
-            sum.hour == hour && sum.model == row.model && sum.key == row.key && sum.tag == tag
+            sum.hour == hour
+                && sum.model == row.model
+                && sum.key == row.key
+                && sum.tag == tag
+                && sum.upstream == row.upstream
         };
         let at = sums.iter().position(is_same).unwrap_or_else(|| {
             sums.push(Sum::of(hour, row, tag));
@@ -93,6 +98,7 @@ impl Sum {
             model: row.model.clone(),
             key: row.key.clone(),
             tag: tag.to_owned(),
+            upstream: row.upstream.clone(),
             requests: 0,
             input: 0,
             cached: 0,
@@ -105,9 +111,9 @@ impl Sum {
 
     fn write(&self, db: &Connection, account: &AccountId) -> rusqlite::Result<()> {
         db.prepare_cached(
-            "INSERT INTO usage_hour (account, hour, model, key, tag, requests,
+            "INSERT INTO usage_hour (account, hour, model, key, tag, upstream, requests,
                  input, cached, cache_creation, output, charge, estimated)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT DO UPDATE SET
                  requests = requests + excluded.requests,
                  input = input + excluded.input,
@@ -123,6 +129,7 @@ impl Sum {
             self.model,
             self.key,
             self.tag,
+            self.upstream,
             self.requests,
             self.input,
             self.cached,
@@ -187,7 +194,7 @@ pub(super) fn remove_abandoned(
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )?;
     let hour = ts.div_euclid(HOUR_MS);
-    let sums = "account = ? AND hour = ? AND model = ? AND key = ? AND tag = ''";
+    let sums = "account = ? AND hour = ? AND model = ? AND key = ? AND tag = '' AND upstream = ''";
     db.execute(
         &format!("UPDATE usage_hour SET requests = requests - 1 WHERE {sums}"),
         params![account, hour, model, key],

@@ -1,4 +1,4 @@
-//! Sums over usage, by model, key, tag or day of any time zone.
+//! Sums over usage, by model, key, tag, upstream or day of any time zone.
 //!
 //! Whole hours come from `usage_hour`; what that lacks (the edges of a range that are no whole
 //! hours, hours in which a day of the zone begins, filters that the sums do not know) comes
@@ -36,8 +36,7 @@ pub(super) fn summary(
         Group::Model => query.by_column("+model", since..until)?,
         Group::Key => query.by_column("+key", since..until)?,
         Group::Tag => query.by_column("coalesce(tag, '')", since..until)?,
-        // The sums of hours do not know it.
-        Group::Upstream => Sums::of(query.sum_rows("+upstream", since..until)?),
+        Group::Upstream => query.by_column("+upstream", since..until)?,
         Group::Day => query.by_day(zone, since..until)?,
         Group::Hour => query.by_hour(since..until)?,
     };

@@ -164,10 +164,10 @@ fn assert_sound(path: &Path) {
         "SELECT (SELECT coalesce(sum(charge), 0) FROM usage)
               + (SELECT coalesce(sum(amount), 0) FROM entry WHERE kind = 'debit_ai')",
     );
-    let rows = "SELECT account, ts / 3600000, model, key, coalesce(tag, ''), count(*),
+    let rows = "SELECT account, ts / 3600000, model, key, coalesce(tag, ''), upstream, count(*),
                     sum(input), sum(cached), sum(cache_creation_5m + cache_creation_1h),
                     sum(output), sum(charge), sum(source = 'estimated')
-                FROM usage GROUP BY 1, 2, 3, 4, 5";
+                FROM usage GROUP BY 1, 2, 3, 4, 5, 6";
     for (one, other) in [(rows, "SELECT * FROM usage_hour"), ("SELECT * FROM usage_hour", rows)] {
         none("sums unlike their rows", &format!("SELECT count(*) FROM ({one} EXCEPT {other})"));
     }

@@ -93,7 +93,7 @@ impl Shared {
         for sum in answer.list()? {
             let mut sum = Reply::of(sum)?;
             let name = sum.text()?;
-            let Hour { hour, model, key, tag, .. } = hour_of(&name)?;
+            let Hour { hour, model, key, tag, upstream, .. } = hour_of(&name)?;
             let mut next = || sum.number::<i64>();
             let counts = Counts {
                 requests: next()?,
@@ -101,7 +101,8 @@ impl Shared {
                 charge: Credits::from_nano(next()?).into(),
                 estimated: next()?,
             };
-            sums.push_back(HourSum { hour, group: Group { model, key, tag }, counts });
+            let group = Group { model, key, tag, upstream };
+            sums.push_back(HourSum { hour, group, counts });
         }
         Ok(Some((Instant { seq, last, hour, sums }, state)))
     }
@@ -288,13 +289,19 @@ impl<'a> History<'a> {
         let all = UsageFilter::default();
         let mut found = self.shared.hours(self.account, &all, first..end).await?;
         found.sort_by(|a, b| {
-            (a.hour, &a.model, &a.key, &a.tag).cmp(&(b.hour, &b.model, &b.key, &b.tag))
+            (a.hour, &a.model, &a.key, &a.tag, &a.upstream).cmp(&(
+                b.hour,
+                &b.model,
+                &b.key,
+                &b.tag,
+                &b.upstream,
+            ))
         });
-        self.sums.extend(found.into_iter().map(|Hour { hour, model, key, tag, sum }| {
+        self.sums.extend(found.into_iter().map(|Hour { hour, model, key, tag, upstream, sum }| {
             let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
             HourSum {
                 hour,
-                group: Group { model, key, tag },
+                group: Group { model, key, tag, upstream },
                 counts: Counts {
                     requests: count(sum.requests),
                     tokens: [
@@ -330,6 +337,7 @@ fn request_of(row: UsageRow) -> Request {
             model: row.model,
             key: row.key,
             tag: row.attribution.tag.unwrap_or_default(),
+            upstream: row.upstream,
         },
         counts: Counts {
             requests: 1,

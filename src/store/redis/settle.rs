@@ -26,7 +26,8 @@ pub(super) struct Settle {
 impl Settle {
     pub(super) fn new(settlement: Settlement) -> Self {
         let tag = settlement.attribution.tag.as_deref().unwrap_or_default();
-        let group = [settlement.model.as_str(), settlement.key.as_str(), tag];
+        let group =
+            [settlement.model.as_str(), settlement.key.as_str(), tag, settlement.upstream.as_str()];
         Self {
             print: hex(&of_settlement(&settlement)),
             row: pack(&settlement),

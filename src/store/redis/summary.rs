@@ -22,12 +22,13 @@ const STEP: usize = 1000;
 /// The names of the sums of an hour, each of which is left out while it is nothing.
 const LETTERS: [&str; 7] = ["r", "i", "c", "w", "o", "x", "e"];
 
-/// Sums of one hour, model, key and tag.
+/// Sums of one hour, model, key, tag and upstream.
 pub(super) struct Hour {
     pub hour: i64,
     pub model: String,
     pub key: String,
     pub tag: String,
+    pub upstream: String,
     pub sum: SummaryRow,
 }
 
@@ -45,8 +46,7 @@ impl Shared {
         let since = filter.since.unwrap_or(0).clamp(0, end);
         let until = filter.until.unwrap_or(end).clamp(since, end);
         let UsageFilter { origin, source, outcome, .. } = filter;
-        let is_known = origin.is_none() && source.is_none() && outcome.is_none();
-        let needs_rows = !is_known || by == Group::Upstream;
+        let needs_rows = origin.is_some() || source.is_some() || outcome.is_some();
 
         let mut sums = Sums::default();
         let mut of_rows = Vec::new();
@@ -60,7 +60,7 @@ impl Shared {
                     Group::Model => found.model,
                     Group::Key => found.key,
                     Group::Tag => found.tag,
-                    Group::Upstream => continue,
+                    Group::Upstream => found.upstream,
                     Group::Hour => rfc3339(found.hour * HOUR_MS),
                     Group::Day => {
                         let range = found.hour * HOUR_MS..(found.hour + 1) * HOUR_MS;
@@ -242,8 +242,9 @@ impl Shared {
 
 pub(super) fn hour_of(name: &str) -> Result<Hour, Odd> {
     let (hour, group) = name.split_once(' ').ok_or(Odd)?;
-    let [model, key, tag]: [String; 3] = serde_json::from_str(group).map_err(|_| Odd)?;
-    Ok(Hour { hour: reply::number(hour)?, model, key, tag, sum: SummaryRow::default() })
+    let [model, key, tag, upstream]: [String; 4] = serde_json::from_str(group).map_err(|_| Odd)?;
+    let hour = reply::number(hour)?;
+    Ok(Hour { hour, model, key, tag, upstream, sum: SummaryRow::default() })
 }
 
 fn sum_of(row: &UsageRow) -> SummaryRow {
