@@ -6,20 +6,11 @@ use serde_json::{Value, json};
 use crate::support::account::Account;
 use crate::support::answer::Answer;
 use crate::support::forms;
-use crate::support::http::{Call, Reply};
 use crate::support::prices::{Counts, charge};
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::script::Gate;
 use crate::support::upstream::Upstream;
 use crate::support::{credits, until};
-
-/// Changes an account, or with a path below it a key.
-async fn patch(proxy: &Proxy, account: &Account, below: &str, body: &Value) -> Reply {
-    let url = format!("{}/admin/v1/accounts/{}{below}", proxy.admin_url(), account.id);
-    let call = Call::new(http::Method::PATCH, url).bearer(proxy.admin_key());
-    let body = body.to_string();
-    call.header("content-type", "application/json").body(body).reply().await
-}
 
 /// The path of a new key, and the account signing with it.
 async fn key_with(account: &Account, limits: Value) -> (String, Account) {
@@ -84,7 +75,7 @@ async fn a_lenient_account_falls_by_no_more_than_its_places_at_the_dearest_reque
     let upstream = Upstream::start().await;
     let proxy = Proxy::before(&upstream).await;
     let account = proxy.account_with(credits("0.000000001")).await;
-    patch(&proxy, &account, "", &json!({ "max_in_flight": 5 })).await.expect(200);
+    account.patch("", &json!({ "max_in_flight": 5 })).await.expect(200);
     let dearest = Counts::new(10, 10_000);
     let Rush { statuses, charged } = rush(&upstream, &account, 20, 5, dearest).await;
     assert_eq!(statuses, [[200; 5].as_slice(), &[429; 15]].concat());
@@ -114,7 +105,7 @@ async fn a_strict_account_falls_by_no_more_than_requests_exceed_their_holds() {
     let upstream = Upstream::start().await;
     let proxy = Proxy::before(&upstream).await;
     let account = proxy.account_with(credits("1")).await;
-    patch(&proxy, &account, "", &json!({ "mode": "strict" })).await.expect(200);
+    account.patch("", &json!({ "mode": "strict" })).await.expect(200);
     // Each holds 0.2 for its output and a little for its input: four fit into 1.
     let within = Counts::new(10, 10_000);
     let Rush { statuses, charged } = rush(&upstream, &account, 20, 4, within).await;
@@ -189,7 +180,7 @@ async fn a_spend_cap_of_a_key_ends_at_its_sum_and_not_before_and_survives_a_rest
 
     // A larger cap is in force at once.
     let more = times(cost, 3).to_string();
-    let changed = patch(&proxy, &account, &path, &json!({ "limits": { "total": more } })).await;
+    let changed = account.patch(&path, &json!({ "limits": { "total": more } })).await;
     let changed = changed.expect(200).json();
     assert_eq!(changed["limits"], json!({ "total": more, "zone": "Europe/Vilnius" }));
     assert_eq!(changed["use"]["spend"]["total"]["used"], json!(cap));
@@ -222,7 +213,7 @@ async fn limits_a_minute_and_at_once_say_which_they_are_and_when_to_come_back() 
     assert_eq!(refused.header("x-should-retry"), None);
 
     let tokens = json!({ "limits": { "requests_per_minute": null, "tokens_per_minute": 100 } });
-    patch(&proxy, &account, &path, &tokens).await.expect(200);
+    account.patch(&path, &tokens).await.expect(200);
     // More tokens than flow out in an hour.
     upstream.next(Answer::default().counts(Counts::new(10, 10_000)));
     forms::chat().ask(&limited).await.expect(200);
@@ -230,7 +221,7 @@ async fn limits_a_minute_and_at_once_say_which_they_are_and_when_to_come_back() 
     assert_eq!(refused.json()["error"]["param"], "tokens_per_minute");
 
     let places = json!({ "limits": { "tokens_per_minute": null, "max_in_flight": 1 } });
-    patch(&proxy, &account, &path, &places).await.expect(200);
+    account.patch(&path, &places).await.expect(200);
     let gate = Gate::new();
     let held = gate.clone();
     upstream.next(Answer::default().staged(move |script| script.gated_head(&held)));
@@ -267,9 +258,9 @@ async fn a_change_that_nobody_can_mean_is_refused() {
         (&*path, json!({ "account": "other" })),
         (&*path, json!({ "expires_at": "2020-01-01T00:00:00Z" })),
     ] {
-        patch(&proxy, &account, below, &body).await.expect(400);
+        account.patch(below, &body).await.expect(400);
     }
-    patch(&proxy, &account, "/keys/key_none", &json!({ "name": "x" })).await.expect(404);
+    account.patch("/keys/key_none", &json!({ "name": "x" })).await.expect(404);
 }
 
 #[tokio::test]

@@ -152,6 +152,10 @@ pub(super) fn abandon_flights(db: &Step<'_>, now: Millis) -> Result<usize, Fault
         .collect::<Result<_, _>>()?;
     for Flight { account, key, request, admitted_at } in &flights {
         let mut books = Books::open(db, account, now)?;
+        // Never so; but a file that cannot be opened any more would be worse than a row too few.
+        if books.done(db, &request.id)?.is_some() {
+            continue;
+        }
         let ts = books.kept.ts;
         let ran_ms = ts.saturating_sub(*admitted_at);
         let row = Settlement {

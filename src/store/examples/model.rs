@@ -175,6 +175,39 @@ async fn many_callers_at_once_are_each_debited_exactly_once() {
     assert_eq!(debits, 64 * 20);
 }
 
+/// Two processes, one after the other, hear of every settlement two to five times between them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn settlements_delivered_two_to_five_times_in_any_order_are_debited_once() {
+    const REQUESTS: usize = 200;
+    let mut bench = Bench::with("10").await;
+    let of = |n| std::iter::repeat_n(n, 2 + n % 4);
+    let mut deliveries: Vec<usize> = (0..REQUESTS).flat_map(of).collect();
+    // In an order of no meaning: 1009 is prime, and more than there are.
+    let mut places = (0..deliveries.len()).map(|at| at * 7919 % 1009);
+    deliveries.sort_by_cached_key(|_| places.next());
+    let mut booked = [0; REQUESTS];
+    for half in deliveries.chunks(deliveries.len().div_ceil(2)) {
+        let sent: Vec<_> = half
+            .iter()
+            .map(|&n| {
+                let store = bench.store.clone();
+                let settled = settlement(&format!("req_{n}"), "0.01");
+                tokio::spawn(async move { (n, store.settle(settled).await.unwrap()) })
+            })
+            .collect();
+        for one in sent {
+            let (n, Settled { duplicate, .. }) = one.await.unwrap();
+            booked[n] += usize::from(!duplicate);
+        }
+        bench = bench.reopened().await;
+    }
+    assert_eq!(booked, [1; REQUESTS]);
+    assert_eq!(bench.balance().await, "8");
+    assert_eq!(bench.usage().await.len(), REQUESTS);
+    bench.store.close().await.unwrap();
+    bench.assert_sound().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_more_requests_run_at_once_than_may() {
     const LIMIT: u32 = 5;

@@ -83,15 +83,22 @@ impl Bench {
     /// Closes the store and opens it again, after the leases of the first have ended.
     async fn reopened(mut self) -> Self {
         self.store.close().await.unwrap();
+        self.end_leases(["default"]);
+        self.store = open(&self.server, &self.prefix, &self.clock).await;
+        self
+    }
+
+    /// Nobody lends the places of what runs any longer.
+    fn end_leases<'a>(&self, accounts: impl IntoIterator<Item = &'a str>) {
         let end = "for _, place in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
                        redis.call('ZADD', KEYS[1], 0, place)
                    end
-                   redis.call('ZADD', KEYS[2], 0, 'default')";
-        let (flights, due) =
-            (format!("{}:{{default}}:flight", self.prefix), format!("{}:due", self.prefix));
-        self.server.run(&["EVAL", end, "2", &flights, &due]).unwrap();
-        self.store = open(&self.server, &self.prefix, &self.clock).await;
-        self
+                   redis.call('ZADD', KEYS[2], 0, ARGV[1])";
+        let due = format!("{}:due", self.prefix);
+        for account in accounts {
+            let flights = format!("{}:{{{account}}}:flight", self.prefix);
+            self.server.run(&["EVAL", end, "2", &flights, &due, account]).unwrap();
+        }
     }
 
     async fn assert_sound(&self) {
@@ -102,9 +109,19 @@ impl Bench {
 }
 
 async fn open(server: &Server, prefix: &str, clock: &Arc<AtomicI64>) -> Arc<Redis> {
+    open_with(server, prefix, clock, Options::of(server.url()).lease).await
+}
+
+async fn open_with(
+    server: &Server,
+    prefix: &str,
+    clock: &Arc<AtomicI64>,
+    lease: Duration,
+) -> Arc<Redis> {
     let clock = clock.clone();
     let options = Options {
         prefix: prefix.into(),
+        lease,
         clock: Some(Arc::new(move || clock.load(Ordering::SeqCst))),
         // Tests share a machine that is busy: nothing here is about time.
         connect_timeout: Duration::from_secs(20),

@@ -200,6 +200,13 @@ impl Account {
         Call::post(self.admin_path(path), body).bearer(&self.shared.admin_key)
     }
 
+    /// Changes this account, or what the path below it names.
+    pub async fn patch(&self, below: &str, body: &Value) -> Reply {
+        let call = Call::new(http::Method::PATCH, self.admin_path(below));
+        let call = call.bearer(&self.shared.admin_key).header("content-type", "application/json");
+        call.body(body.to_string()).reply().await
+    }
+
     /// The ledger adds up, and every debit belongs to exactly one request of that charge.
     /// Returns the sum of all debits.
     pub async fn check_books(&self) -> Credits {
