@@ -140,13 +140,16 @@ impl History {
 
     /// The processes die and others begin: what ran is abandoned.
     async fn die(&mut self) {
-        let running =
-            self.accounts.iter().map(|one| one.model.running().count() as i64).sum::<i64>();
-        let path = self.directory.path().join("farebox.db");
-        let file = rusqlite::Connection::open(&path).unwrap();
-        eventually("requests that run are noted", async || {
-            let noted = "SELECT count(*) FROM flight";
-            file.query_row(noted, [], |row| row.get(0)).is_ok_and(|noted: i64| noted == running)
+        let mut running = Vec::new();
+        for one in &self.accounts {
+            running.extend(one.model.running().map(|n| (one.id().0.to_string(), format!("r{n}"))));
+        }
+        running.sort_unstable();
+        let file = rusqlite::Connection::open(self.directory.path().join("farebox.db")).unwrap();
+        eventually("exactly the requests that run are noted", async || {
+            let mut noted = file.prepare("SELECT account, id FROM flight ORDER BY 1, 2").unwrap();
+            let noted = noted.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+            noted.map(Result::unwrap).eq(running.iter().cloned())
         })
         .await;
         for store in self.stores() {
@@ -200,29 +203,30 @@ impl History {
                 let of = |page| store.entries_oldest_first(account, EntryFilter::default(), page);
                 all(of).await
             };
-            assert_eq!(entries(sqlite).await, model.entries, "SQLite, {account}, seed {seed}");
-            assert_eq!(entries(redis).await, model.entries, "Redis, {account}, seed {seed}");
+            let at = format!("{account}, seed {seed}");
+            assert_same(&entries(sqlite).await, &model.entries, &format!("SQLite, {at}"));
+            assert_same(&entries(redis).await, &model.entries, &format!("Redis, {at}"));
             let lots = async |store: &dyn Store| {
                 let mut lots = all(|page| store.lots(account, LotFilter::All, page)).await;
                 lots.reverse();
                 lots.into_iter().map(|row| row.lot).collect::<Vec<_>>()
             };
-            assert_eq!(lots(sqlite).await, model.lots, "SQLite, {account}, seed {seed}");
-            assert_eq!(lots(redis).await, model.lots, "Redis, {account}, seed {seed}");
+            assert_same(&lots(sqlite).await, &model.lots, &format!("SQLite, {at}"));
+            assert_same(&lots(redis).await, &model.lots, &format!("Redis, {at}"));
             let usage = async |store: &dyn Store| {
                 let of = |page| store.usage(account, UsageFilter::default(), page);
                 let mut rows = all(of).await;
                 rows.sort_by(|a, b| (a.ts, &a.id).cmp(&(b.ts, &b.id)));
                 rows
             };
-            assert_eq!(usage(redis).await, usage(sqlite).await, "{account}, seed {seed}");
+            assert_same(&usage(redis).await, &usage(sqlite).await, &at);
             for (by, zone) in [(Group::Model, "UTC"), (Group::Day, "Asia/Kathmandu")] {
                 let zone = jiff::tz::TimeZone::get(zone).unwrap();
                 let of = async |store: &dyn Store| {
                     let filter = UsageFilter::default();
                     store.summary(account, filter, by, zone.clone()).await.unwrap()
                 };
-                assert_eq!(of(redis).await, of(sqlite).await, "{account}, seed {seed}");
+                assert_same(&of(redis).await, &of(sqlite).await, &at);
             }
         }
     }
@@ -280,6 +284,14 @@ fn open_sqlite(directory: &tempfile::TempDir, clock: &Arc<AtomicI64>) -> Arc<Emb
     Embedded::open(&directory.path().join("farebox.db"), options).unwrap()
 }
 
+/// Lists are long: only the first difference is told.
+fn assert_same<T: PartialEq + std::fmt::Debug>(left: &[T], right: &[T], what: &str) {
+    for (n, (one, other)) in left.iter().zip(right).enumerate() {
+        assert_eq!(one, other, "{what}, number {n}");
+    }
+    assert_eq!(left.len(), right.len(), "{what}");
+}
+
 async fn all<T, F>(mut page: impl FnMut(Page) -> F) -> Vec<T>
 where
     F: Future<Output = Result<Rows<T>, StoreError>>,
@@ -320,8 +332,10 @@ fn both_stores_and_the_rules_say_the_same_over_many_histories() {
             }
         })
     });
-    for thread in threads {
-        thread.join().unwrap();
+    // All of them end, also where one has failed, or their server would outlive the test.
+    let ended: Vec<_> = threads.into_iter().map(std::thread::JoinHandle::join).collect();
+    for thread in ended {
+        thread.unwrap();
     }
     println!(
         "{} entries in {} histories",
