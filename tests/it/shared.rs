@@ -19,6 +19,8 @@ use crate::support::upstream::Upstream;
 mod faults;
 mod journal;
 mod overdraft;
+mod retention;
+mod start;
 
 const CLIENTS: usize = 8;
 
