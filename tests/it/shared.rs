@@ -16,6 +16,7 @@ use crate::support::proxy::{Proxy, Setup};
 use crate::support::until;
 use crate::support::upstream::Upstream;
 
+mod caps;
 mod faults;
 mod journal;
 mod overdraft;
