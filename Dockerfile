@@ -7,6 +7,7 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY askama.toml pricing.toml ./
+COPY .cargo .cargo
 RUN cargo build --release --locked && mkdir /data
 
 FROM ${RUN_IMAGE}

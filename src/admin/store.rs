@@ -1,6 +1,6 @@
 //! The store itself: how it does, a copy of it, and the trim of what is old.
 
-use std::io::{Read, Seek};
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -42,27 +42,23 @@ pub async fn status(Shared(state): Shared<State>) -> Result<Json<StoreStatus>, E
     Ok(Json(state.store.status().await?))
 }
 
-/// A copy of everything in one file, made while requests go on: an SQLite database as it was at
-/// one instant, or for a Redis lines of JSON, of each account as it was at one.
+/// A consistent copy of everything in one file, made while requests go on.
 ///
 /// # Errors
 ///
-/// A store that cannot be read.
+/// A store that is copied by other means, or cannot be read.
 #[utoipa::path(
     get, path = "/admin/v1/store/backup", tag = "store",
     responses(
-        (status = 200, description = "The copy", content(
-            (Vec<u8> = "application/vnd.sqlite3"), (Vec<u8> = "application/x-ndjson"))),
+        (status = 200, description = "The copy", content_type = "application/vnd.sqlite3",
+            body = Vec<u8>),
+        (status = 409, description = "Copied by other means", body = ErrorBody),
         (status = 503, description = "It cannot be read", body = ErrorBody),
     )
 )]
 pub async fn backup(Shared(state): Shared<State>) -> Result<Response, Error> {
     let mut file = state.store.backup().await?;
-    let internal = |error: std::io::Error| Error::Internal(error.to_string());
-    let length = file.metadata().map_err(internal)?.len();
-    let mut start = [0; 6];
-    let is_database = file.read_exact(&mut start).is_ok() && start == *b"SQLite";
-    file.rewind().map_err(internal)?;
+    let length = file.metadata().map_err(|error| Error::Internal(error.to_string()))?.len();
     let (pieces, body) = mpsc::channel(PIECES_AHEAD);
     tokio::task::spawn_blocking(move || {
         loop {
@@ -79,14 +75,10 @@ pub async fn backup(Shared(state): Shared<State>) -> Result<Response, Error> {
             }
         }
     });
-    let (kind, name) = match is_database {
-        true => ("application/vnd.sqlite3", "farebox.db"),
-        false => ("application/x-ndjson", "farebox.jsonl"),
-    };
     let headers = [
-        (CONTENT_TYPE, kind.to_owned()),
+        (CONTENT_TYPE, "application/vnd.sqlite3".to_owned()),
         (CONTENT_LENGTH, length.to_string()),
-        (CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\"")),
+        (CONTENT_DISPOSITION, "attachment; filename=\"farebox.db\"".to_owned()),
     ];
     Ok((headers, Body::new(Pieces(body))).into_response())
 }
@@ -107,8 +99,7 @@ pub struct NewTrim {
 ///
 /// # Errors
 ///
-/// No such account, a time that is too young, an archive that cannot be written, or another
-/// Farebox that trims the account now.
+/// No such account, a time that is too young, or an archive that cannot be written.
 #[utoipa::path(
     post, path = "/admin/v1/accounts/{account}/ledger/trim", tag = "ledger",
     request_body = NewTrim,
@@ -117,8 +108,7 @@ pub struct NewTrim {
         (status = 200, description = "What was trimmed", body = Option<Trimmed>),
         (status = 400, description = "Not a valid time", body = ErrorBody),
         (status = 404, description = "No such account", body = ErrorBody),
-        (status = 409, description = "The archive cannot be written, or another Farebox trims it",
-            body = ErrorBody),
+        (status = 409, description = "The archive cannot be written", body = ErrorBody),
     )
 )]
 pub async fn trim(
@@ -139,8 +129,6 @@ pub async fn trim(
     trimmed.map(Json).map_err(|error| match error {
         ArchiveError::TooYoung => invalid("must be at least 31 days ago"),
         ArchiveError::Store(error) => error.into(),
-        ArchiveError::Io { .. } | ArchiveError::Bad { .. } | ArchiveError::Busy => {
-            Error::Conflict(error.to_string())
-        }
+        ArchiveError::Io { .. } | ArchiveError::Bad { .. } => Error::Conflict(error.to_string()),
     })
 }

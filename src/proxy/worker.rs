@@ -98,8 +98,12 @@ impl Workers {
 
 impl Worker {
     fn start(ctx: &Arc<Context>, place: usize) -> io::Result<Self> {
+        let store = Arc::clone(&ctx.store);
         let runtime = Builder::new_current_thread()
             .enable_all()
+            // Debits that need no sync of the disk are written here, without a way to another
+            // thread and back, and all together that came since it slept last.
+            .on_thread_park(move || store.idle())
             .max_blocking_threads(BLOCKING_THREADS)
             .build()?;
         let (connections, accepted) = mpsc::unbounded_channel();

@@ -25,6 +25,7 @@ use super::{
 use crate::billing::audit::Record;
 use crate::key::KeyHash;
 use changes::{Booked, CloseAccount, GrantCredits, Refund, Reverse, Sweep};
+use checkpoint::Checkpointer;
 use documents::PutDocument;
 use keys::Keys;
 use live::{Live, Missing};
@@ -42,13 +43,13 @@ mod allowance;
 mod audit;
 mod books;
 mod changes;
+mod checkpoint;
 pub mod copy;
 mod documents;
 mod file;
 mod keys;
 mod live;
 mod lots;
-mod migrate;
 mod operations;
 mod read;
 mod readers;
@@ -127,6 +128,8 @@ struct Memory {
     outage: ArcSwapOption<String>,
     /// Operations that wait to be written.
     pending: AtomicUsize,
+    /// Operations that were written.
+    written: AtomicUsize,
 }
 
 impl Memory {
@@ -165,8 +168,10 @@ impl Embedded {
             keys: Keys::default(),
             outage: ArcSwapOption::empty(),
             pending: AtomicUsize::new(0),
+            written: AtomicUsize::new(0),
         });
-        let writer = Writer::start(lock, db, memory.clone(), clock.clone())
+        let log = Checkpointer::start(path)?;
+        let writer = Writer::start(lock, db, memory.clone(), clock.clone(), synchronous, log)
             .map_err(|source| OpenError::Io { path: path.into(), source })?;
         Ok(Arc::new(Self {
             writer,
@@ -373,6 +378,10 @@ impl Store for Embedded {
             // Nobody waits for it; it is kept until it is written.
             drop(self.writer.submit(ForgetFlight { account: account.clone(), request }));
         }
+    }
+
+    fn idle(&self) {
+        self.writer.write();
     }
 
     fn settle(&self, settlement: Settlement) -> Answer<'_, Settled> {

@@ -25,8 +25,13 @@ const NOTED_EVERY: usize = 20;
 
 /// A durable store, and credits for everything.
 async fn durable(upstream: &Upstream) -> Proxy {
+    waiting_for(upstream, "full").await
+}
+
+/// A store whose commits wait for the disk (`full`), or for the operating system (`normal`).
+async fn waiting_for(upstream: &Upstream, synchronous: &str) -> Proxy {
     Setup::before(upstream)
-        .env("FAREBOX_SYNCHRONOUS", "full")
+        .env("FAREBOX_SYNCHRONOUS", synchronous)
         .env("FAREBOX_INITIAL_CREDITS", "1000000")
         .start()
         .await
@@ -44,11 +49,20 @@ async fn restart(proxy: &mut Proxy) -> Duration {
 /// commit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_again_and_again_under_load_nothing_complete_is_free_and_nothing_is_paid_twice() {
-    let kills = figure(100, 1000);
+    killed_again_and_again("full", figure(100, 1000)).await;
+}
+
+/// The threads that serve clients write here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_again_and_again_a_store_that_does_not_wait_for_the_disk_loses_nothing_either() {
+    killed_again_and_again("normal", figure(40, 1000)).await;
+}
+
+async fn killed_again_and_again(synchronous: &str, kills: usize) {
     let upstream = Upstream::start().await;
     vary(&upstream);
     upstream.for_model("other", Answer::default().staged(|script| script.stall_after(2)));
-    let mut proxy = durable(&upstream).await;
+    let mut proxy = waiting_for(&upstream, synchronous).await;
     let account = proxy.default_account();
     let mut books = Books::of(&proxy.store(), &account.id);
     let mut random = Random::new(SEED);
@@ -93,7 +107,7 @@ async fn killed_again_and_again_under_load_nothing_complete_is_free_and_nothing_
         assert!(abandoned.iter().any(|row| row.id == *id), "{id} vanished");
     }
     println!(
-        "{kills} kills: {} requests, {} complete, {} debits, 0 lost, 0 doubled, {} abandoned; \
+        "{kills} kills, {synchronous}: {} requests, {} complete, {} debits, 0 lost, 0 doubled, {} abandoned; \
          slowest restart {slowest:?}",
         all.len(),
         complete.len(),

@@ -8,7 +8,6 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::Synchronous;
-use super::migrate::{self, OLDEST};
 
 /// The version that this program writes.
 pub(super) const SCHEMA: i64 = 7;
@@ -17,7 +16,7 @@ const APPLICATION: i64 = 0x4662_7831;
 /// Statements kept prepared; more than there are.
 const STATEMENTS: usize = 64;
 /// How long a connection waits for another program, such as `sqlite3`, that has the lock.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -49,17 +48,6 @@ pub enum OpenError {
     #[error(
         "the store {path} has schema {found}, from before the first release, which nothing \
          reads: move it away, or set FAREBOX_STORE to another file"
-    )]
-    TooOld {
-        /// The file.
-        path: PathBuf,
-        /// Its schema.
-        found: i64,
-    },
-    /// An older program wrote it, and no server has had it since.
-    #[error(
-        "the store {path} has schema {found}, of an older version: start farebox on it, which \
-         brings it up to schema {SCHEMA} and keeps a copy"
     )]
     Older {
         /// The file.
@@ -105,17 +93,16 @@ pub(super) fn open(path: &Path, synchronous: Synchronous) -> Result<(Lock, Conne
     // A new file must not lose its name with the power.
     sync_directory(path).map_err(io)?;
 
-    let mut db =
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sqlite)?;
+    let mut db = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )
+    .map_err(sqlite)?;
     let found = inspect(&db).map_err(sqlite)?;
     match found {
         Found::Empty | Found::Schema(SCHEMA) => configure(&db, synchronous).map_err(sqlite)?,
-        Found::Schema(found) if found < OLDEST => {
-            return Err(OpenError::TooOld { path: path.into(), found });
-        }
         Found::Schema(found) if found < SCHEMA => {
-            configure(&db, synchronous).map_err(sqlite)?;
-            migrate::bring_up(&mut db, path, found)?;
+            return Err(OpenError::Older { path: path.into(), found });
         }
         Found::Schema(found) => return Err(OpenError::Newer { path: path.into(), found }),
         Found::Foreign => return Err(OpenError::Foreign(path.into())),
@@ -159,6 +146,14 @@ fn directory(path: &Path) -> Option<&Path> {
     path.parent().filter(|parent| !parent.as_os_str().is_empty())
 }
 
+/// A connection beside the one that writes.
+pub(super) fn open_beside(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(db)
+}
+
 /// A connection that only reads.
 pub(super) fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -196,7 +191,9 @@ fn configure(db: &Connection, synchronous: Synchronous) -> rusqlite::Result<()> 
     db.pragma_update(None, "synchronous", level)?;
     db.pragma_update(None, "cache_size", -16_384)?; // KiB
     db.pragma_update(None, "temp_store", "memory")?;
-    db.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(())) // bytes
+    db.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))?; // bytes
+    // `checkpoint` does it.
+    db.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))
 }
 
 fn create_tables(db: &mut Connection) -> rusqlite::Result<()> {

@@ -38,6 +38,7 @@ impl Settle {
 impl Operation for Settle {
     type Output = Booked<Settled>;
     const KEPT: bool = true;
+    const LONG: bool = false;
 
     fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Self::Output, Fault> {
         let settlement = &self.settlement;
@@ -246,6 +247,7 @@ impl Operation for Own {
     type Output = ();
     /// As the debit that it goes with, or a reply could be paid and its client told otherwise.
     const KEPT: bool = true;
+    const LONG: bool = false;
 
     fn apply(&self, db: &Step<'_>, now: Millis) -> Result<(), Fault> {
         db.prepare_cached("DELETE FROM owned WHERE until <= ?")?.execute([now])?;
@@ -264,6 +266,7 @@ pub(super) struct NoteFlights(pub Vec<Flight>);
 impl Operation for NoteFlights {
     type Output = ();
     const KEPT: bool = true;
+    const LONG: bool = false;
 
     fn apply(&self, db: &Step<'_>, _now: Millis) -> Result<(), Fault> {
         let mut insert = db.prepare_cached(
@@ -287,6 +290,7 @@ pub(super) struct ForgetFlight {
 impl Operation for ForgetFlight {
     type Output = ();
     const KEPT: bool = true;
+    const LONG: bool = false;
 
     fn apply(&self, db: &Step<'_>, _now: Millis) -> Result<(), Fault> {
         Ok(forget_flight(db, &self.account, &self.request)?)

@@ -17,7 +17,7 @@ use crate::store::{Attribution, KeyLimits, Outcome, Rejection, Source};
 mod audit;
 mod copy;
 mod faults;
-mod migrate;
+mod idle;
 mod plans;
 
 // The same files stand below the other store.
@@ -37,8 +37,6 @@ mod model;
 mod pages;
 #[path = "../examples/requests.rs"]
 mod requests;
-#[path = "../examples/trims.rs"]
-mod trims;
 
 /// Random histories of each kind.
 const CASES: u32 = 40;
@@ -65,12 +63,6 @@ impl Bench {
     /// Closes the store and opens the file again.
     async fn reopened(mut self) -> Self {
         self.store.close().await.unwrap();
-        self.store = open(&self.path(), &self.clock).unwrap();
-        self
-    }
-
-    /// Opens the file of a store that was closed.
-    async fn reopened_file(mut self) -> Self {
         self.store = open(&self.path(), &self.clock).unwrap();
         self
     }

@@ -12,7 +12,7 @@ use crate::store::embedded::shelf::Step;
 use crate::store::embedded::writer::Operation;
 
 /// Waits until something holds that another thread brings about.
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(super) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let since = Instant::now();
     while !holds().await {
         assert!(since.elapsed() < Duration::from_secs(30), "never: {what}");
@@ -38,7 +38,7 @@ impl Operation for Wait {
 }
 
 /// The writer waits from now until what this returns is dropped.
-fn pause(bench: &Bench) -> mpsc::Sender<()> {
+pub(super) fn pause(bench: &Bench) -> mpsc::Sender<()> {
     let (has_begun, begun) = mpsc::channel();
     let (end, may_end) = mpsc::channel();
     drop(bench.store.writer.submit(Wait { has_begun, may_end: Mutex::new(may_end) }));
@@ -54,11 +54,17 @@ struct Squeeze {
 impl Operation for Squeeze {
     type Output = ();
     const KEPT: bool = true;
+    const LONG: bool = false;
     fn apply(&self, db: &Step<'_>, _now: Millis) -> Result<(), Fault> {
         let pages: i64 = if self.has_room.load(Ordering::SeqCst) { 1 << 30 } else { 1 };
         db.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
         Ok(())
     }
+}
+
+/// No page to grow by from the next commit on, until there is room.
+pub(super) fn squeeze(bench: &Bench, has_room: &Arc<AtomicBool>) {
+    drop(bench.store.writer.submit(Squeeze { has_room: has_room.clone() }));
 }
 
 /// Fails by itself, as no operation of ours does.
@@ -74,7 +80,7 @@ impl Operation for Faulty {
 }
 
 /// A settlement that is larger than the free room of the pages that there are.
-fn large(id: &str) -> Settlement {
+pub(super) fn large(id: &str) -> Settlement {
     Settlement { flags: "x".repeat(100_000), ..settlement(id, "0.3") }
 }
 
@@ -84,7 +90,7 @@ type Settling = tokio::task::JoinHandle<Result<Settled, StoreError>>;
 async fn settling_on_a_full_disk(bench: &Bench) -> (Arc<AtomicBool>, Settling) {
     let has_room = Arc::new(AtomicBool::new(false));
     let pause = pause(bench);
-    drop(bench.store.writer.submit(Squeeze { has_room: has_room.clone() }));
+    squeeze(bench, &has_room);
     let store = bench.store.clone();
     let settling = tokio::spawn(async move { store.settle(large("one")).await });
     tokio::task::yield_now().await;
