@@ -5,8 +5,9 @@
     tests/mutants.py clip       those whose name has this text
 
 Each mutant is a small change of a copy of the tree; the test that is named with it must pass
-without the change and fail with it. It builds the library once per mutant, so it is not a part
-of `./test`. It ends with 1 if a mutant survives or no longer fits the code.
+without the change and fail with it. Rules that Redis follows in Lua are broken as their scripts
+are read, without another build; each of the others builds the library once more, so this is not
+a part of `./test`. It ends with 1 if a mutant survives or no longer fits the code.
 """
 
 import os
@@ -19,12 +20,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COPY = ROOT / "target" / "mutants"
 LOTS = "store::embedded::tests::lots::"
+REDIS_LOTS = "store::redis::tests::lots::"
+CLIP = "b1_a_debit_takes_what_a_lot_has_and_the_rest_is_debt"
+DEDUPE = "b16_b17_settling_twice_takes_from_no_lot_twice"
+ORDER = "b6_the_soonest_expiry_beats_the_kind"
+DEBT = "b9_debt_does_not_expire"
+PLACE = "b35_a_hold_never_clips_what_is_debited"
+LEASE = "b36_a_settlement_after_the_place_is_gone_still_debits_once"
 
 # A name; the test that notices; the changes: file, text that stands there once, what it becomes.
 MUTANTS = [
     (
         "clip at zero: a debit takes no more than there is",
-        LOTS + "b1_a_debit_takes_what_a_lot_has_and_the_rest_is_debt",
+        LOTS + CLIP,
         [
             (
                 "src/billing/ledger.rs",
@@ -36,7 +44,7 @@ MUTANTS = [
     ),
     (
         "drop the dedupe: a settlement that comes twice is debited twice",
-        LOTS + "b16_b17_settling_twice_takes_from_no_lot_twice",
+        LOTS + DEDUPE,
         [
             ("src/store/embedded/operations.rs", "done.filter(|_| !was_abandoned)", "done.filter(|_| false)"),
             ("src/store/embedded/books.rs", '"INSERT INTO record VALUES', '"INSERT OR REPLACE INTO record VALUES'),
@@ -44,26 +52,73 @@ MUTANTS = [
     ),
     (
         "swap the burn order: kind before expiry",
-        LOTS + "b6_the_soonest_expiry_beats_the_kind",
+        LOTS + ORDER,
         [("src/billing/ledger/lot.rs", "(self.expires_at, self.class, self.number)", "(0, self.class, self.number)")],
     ),
     (
         "expire debt: what was used beyond all lots is forgiven",
-        LOTS + "b9_debt_does_not_expire",
+        LOTS + DEBT,
         [
             (
                 "src/billing/ledger.rs",
-                '    pub fn expire(&mut self, now: Millis) -> Vec<Booking> {\n',
-                '    pub fn expire(&mut self, now: Millis) -> Vec<Booking> {\n        self.debt = Credits::ZERO;\n',
+                "    pub fn expire(&mut self, now: Millis) -> Vec<Booking> {\n",
+                "    pub fn expire(&mut self, now: Millis) -> Vec<Booking> {\n        self.debt = Credits::ZERO;\n",
             )
         ],
     ),
     (
         "forget the place: a settlement does not give it back",
-        LOTS + "b34_a_hold_admits_only_what_fits",
+        LOTS + PLACE,
         [("src/store/embedded/operations.rs", "        memory.live.end(account, id, usage.tokens(), now);\n", "        let _ = (usage.tokens(), now);\n")],
     ),
 ]
+
+# The same in Redis: text that stands once in the script.
+LUA = [
+    (
+        "clip at zero",
+        REDIS_LOTS + CLIP,
+        ("settle.lua", "local taken = late and 0 or charge", "local taken = late and 0 or math.min(charge, math.max(books.balance, 0))"),
+    ),
+    (
+        "drop the dedupe",
+        REDIS_LOTS + DEDUPE,
+        ("settle.lua", "local done = found[id] or redis.call('GET', marker)", "local done = nil"),
+    ),
+    (
+        "swap the burn order",
+        REDIS_LOTS + ORDER,
+        # Names of lots begin with their kind.
+        ("books.lua", "books.read = books.read + #more", "books.read = books.read + #more table.sort(more)"),
+    ),
+    (
+        "expire debt",
+        REDIS_LOTS + DEBT,
+        ("books.lua", "balance = tonumber(stored[2]), seq = tonumber(stored[3])", "balance = math.max(tonumber(stored[2]), 0), seq = tonumber(stored[3])"),
+    ),
+    (
+        "forget the place",
+        REDIS_LOTS + PLACE,
+        ("settle.lua", "if flight and not books.gone[id] then", "if false then"),
+    ),
+    (
+        "forget the lease",
+        REDIS_LOTS + LEASE,
+        ("flights.lua", "for _, id in ipairs(ended) do\n    local flight", "for _, id in ipairs({}) do\n    local flight"),
+    ),
+]
+
+# How a script is broken as it is read: what stands in the variable, before and after.
+READS = (
+    "src/store/redis/script.rs",
+    'let text = head + &files.join("\\n");\n',
+    """let mut text = head + &files.join("\\n");
+        if let Ok(mutant) = std::env::var("FAREBOX_MUTANT") {
+            let (before, after) = mutant.split_once('\\u{1}').unwrap();
+            text = text.replace(before, after);
+        }
+""",
+)
 
 
 def copy_tree():
@@ -82,13 +137,29 @@ def copy_tree():
             shutil.copyfile(source, target)
 
 
-def run(tests):
+def change(name, file, before, after):
+    text = (COPY / file).read_text()
+    if text.count(before) != 1:
+        sys.exit(f"the mutant {name!r} no longer fits {file}")
+    (COPY / file).write_text(text.replace(before, after))
+
+
+def prepare(changes=(), name="of scripts"):
+    """The copy with these changes, and with scripts that can be broken as they are read."""
+    copy_tree()
+    for file, before, after in [READS, *changes]:
+        change(name, file, before, after)
+
+
+def run(tests, mutant=None):
     """The outcome of each test, by its name."""
     target = os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target"))
+    env = {**os.environ, "CARGO_TARGET_DIR": target, "RUST_BACKTRACE": "0"}
+    if mutant:
+        env["FAREBOX_MUTANT"] = "\x01".join(mutant)
     done = subprocess.run(
         ["cargo", "test", "--quiet", "--lib", "--", "--exact", "--format=pretty", *tests],
-        cwd=COPY, env={**os.environ, "CARGO_TARGET_DIR": target},
-        capture_output=True, text=True,
+        cwd=COPY, env=env, capture_output=True, text=True,
     )
     outcomes = dict(re.findall(r"^test (\S+) \.\.\. (ok|FAILED)", done.stdout, re.M))
     if set(outcomes) != set(tests):
@@ -99,25 +170,29 @@ def run(tests):
 def main():
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     mutants = [mutant for mutant in MUTANTS if wanted in mutant[0]]
-    if not mutants:
+    lua = [mutant for mutant in LUA if wanted in mutant[0]]
+    if not mutants and not lua:
         sys.exit(f"no mutant has {wanted!r} in its name")
-    copy_tree()
-    for test, outcome in run(sorted({test for _, test, _ in mutants})).items():
+    prepare()
+    for test, outcome in run(sorted({test for _, test, _ in [*mutants, *lua]})).items():
         if outcome != "ok":
             sys.exit(f"{test} fails without any mutant")
     survivors = 0
+
+    def tell(name, test, outcome):
+        nonlocal survivors
+        survivors += outcome != "FAILED"
+        print(f"{'caught  ' if outcome == 'FAILED' else 'SURVIVED'}  {name}\n          {test}", flush=True)
+
+    for name, test, (file, before, after) in lua:
+        if (COPY / "src/store/redis/lua" / file).read_text().count(before) != 1:
+            sys.exit(f"the mutant {name!r} no longer fits {file}")
+        tell(f"Redis: {name}", test, run([test], (before, after))[test])
     for name, test, changes in mutants:
-        copy_tree()
-        for file, before, after in changes:
-            text = (COPY / file).read_text()
-            if text.count(before) != 1:
-                sys.exit(f"the mutant {name!r} no longer fits {file}")
-            (COPY / file).write_text(text.replace(before, after))
-        is_caught = run([test])[test] == "FAILED"
-        survivors += not is_caught
-        print(f"{'caught  ' if is_caught else 'SURVIVED'}  {name}\n          {test}", flush=True)
-    copy_tree()
-    print(f"{len(mutants) - survivors} of {len(mutants)} mutants were caught")
+        prepare(changes, name)
+        tell(name, test, run([test])[test])
+    count = len(mutants) + len(lua)
+    print(f"{count - survivors} of {count} mutants were caught")
     sys.exit(1 if survivors else 0)
 
 
