@@ -2,7 +2,8 @@
 //!
 //! For each account a folder, in it for each trim the ledger and the requests as JSON lines
 //! with their metadata (`export`). A file is never written over, and it is read again and
-//! checked before anything is removed.
+//! checked before anything is removed. Farebox that share a store take turns at an account; if
+//! one dies at it, what it has written and not removed is written again by the next.
 
 use std::fs;
 use std::io::{self, Write};
@@ -16,13 +17,19 @@ use utoipa::ToSchema;
 
 use crate::export::check::{CheckError, check, meta_path};
 use crate::export::{Export, Format, Meta, Reading, Sum, What};
-use crate::store::{AccountId, EntryFilter, Millis, Page, Store, StoreError, UsageFilter};
+use crate::store::{
+    AccountId, EntryFilter, Millis, Page, Put, Scope, Store, StoreError, UsageFilter,
+};
 use crate::time;
 
 /// What is younger is never trimmed: the charges of a month are those that are disputed.
 pub const YOUNGEST: Duration = Duration::from_secs(31 * 86_400);
 /// How often the store is looked at for what has become old.
 const EVERY: Duration = Duration::from_secs(6 * 3600);
+/// How long to wait when that failed.
+const AGAIN: Duration = Duration::from_secs(600);
+/// For how long a turn at an account is taken; it is taken on while the work goes on.
+const TURN: Duration = Duration::from_secs(10);
 const DAY_MS: Millis = 24 * 3600 * 1000;
 const ACCOUNTS: u32 = 500;
 
@@ -32,6 +39,9 @@ pub enum ArchiveError {
     /// Too young.
     #[error("what is younger than 31 days is not trimmed")]
     TooYoung,
+    /// It is another's turn.
+    #[error("another Farebox trims this account now: try again (in {TURN:?}, should it have died)")]
+    Busy,
     /// The files cannot be written.
     #[error("the archive {path} cannot be written ({source}): nothing was trimmed")]
     Io {
@@ -102,6 +112,52 @@ pub async fn trim(
     if !has_older(store.as_ref(), account, before).await? {
         return Ok(None);
     }
+    in_turn(store.as_ref(), account, export_and_trim(store, account, before, now, folder)).await
+}
+
+/// Does the work while no other Farebox does. Two at a time would do no harm: one of them
+/// finds that its file lacks what the other has just removed, or removes what both have.
+async fn in_turn<T>(
+    store: &dyn Store,
+    account: &AccountId,
+    work: impl Future<Output = Result<T, ArchiveError>>,
+) -> Result<T, ArchiveError> {
+    let scope = Scope::Account(account.clone());
+    let put = |is_mine: bool, replaces| {
+        let put = Put {
+            name: "trim".into(),
+            body: is_mine.then(|| "{}".into()),
+            replaces,
+            expires_at: Some(time::now().saturating_add(millis(TURN))),
+        };
+        store.put_document(&scope, put)
+    };
+    let mut version = match put(true, None).await {
+        Err(StoreError::Conflict(_)) => return Err(ArchiveError::Busy),
+        taken => taken?,
+    };
+    let mut work = std::pin::pin!(work);
+    let done = loop {
+        tokio::select! {
+            done = &mut work => break done,
+            () = tokio::time::sleep(TURN / 3) => {
+                // What fails here fails the work too, or does not matter.
+                version = put(true, Some(version)).await.unwrap_or(version);
+            }
+        }
+    };
+    // Otherwise the turn ends by itself.
+    let _ = put(false, Some(version)).await;
+    done
+}
+
+async fn export_and_trim(
+    store: &Arc<dyn Store>,
+    account: &AccountId,
+    before: Millis,
+    now: Millis,
+    folder: &Path,
+) -> Result<Option<Trimmed>, ArchiveError> {
     let folder = folder.join(&*account.0);
     let stamp = time::rfc3339(now).replace([':', '.'], "");
     let ledger = write(store, export(account, What::Ledger(None), before), &folder, &stamp).await?;
@@ -208,27 +264,35 @@ pub async fn keep_trimmed(store: Arc<dyn Store>, retention: Duration, folder: Pa
     loop {
         // By whole days, so that a file holds a day or more and not a few minutes.
         let before = (time::now() - millis(retention)).div_euclid(DAY_MS) * DAY_MS;
-        if let Err(error) = trim_all(&store, before, &folder).await {
-            tracing::error!("old entries are kept: {error}");
+        match trim_all(&store, before, &folder).await {
+            Ok(true) => tokio::time::sleep(EVERY).await,
+            Ok(false) => tokio::time::sleep(TURN).await,
+            Err(error) => {
+                tracing::error!("old entries are kept: {error}");
+                tokio::time::sleep(AGAIN).await;
+            }
         }
-        tokio::time::sleep(EVERY).await;
     }
 }
 
+/// Whether all accounts were; else others are at some of them.
 async fn trim_all(
     store: &Arc<dyn Store>,
     before: Millis,
     folder: &Path,
-) -> Result<(), ArchiveError> {
-    let mut cursor = None;
+) -> Result<bool, ArchiveError> {
+    let (mut cursor, mut is_all) = (None, true);
     loop {
         let accounts = store.accounts(Page { cursor, limit: ACCOUNTS }).await?;
         for account in &accounts.data {
-            trim(store, &account.id, before, folder).await?;
+            match trim(store, &account.id, before, folder).await {
+                Err(ArchiveError::Busy) => is_all = false,
+                trimmed => drop(trimmed?),
+            }
         }
         match accounts.next {
             Some(next) => cursor = Some(next),
-            None => return Ok(()),
+            None => return Ok(is_all),
         }
     }
 }

@@ -25,7 +25,7 @@ mod ledger;
 mod limit;
 pub mod price;
 mod span;
-mod store;
+pub mod store;
 pub mod table;
 mod upstream;
 mod usage;
@@ -170,8 +170,8 @@ enum Remote {
 pub struct Host {
     /// Runs what is local, by the configuration file if one is named.
     pub run: fn(Local, Option<&Path>) -> ExitCode,
-    /// Where that configuration keeps the embedded store; none for another store.
-    pub store: fn(Option<&Path>) -> Option<PathBuf>,
+    /// Where that configuration keeps the store.
+    pub store: fn(Option<&Path>) -> Option<store::Place>,
     /// Its price table; none for the one built in.
     pub pricing: fn(Option<&Path>) -> Option<PathBuf>,
 }
@@ -215,7 +215,7 @@ pub fn run(host: &Host) -> ExitCode {
         Command::Store(command) => {
             let store = (host.store)(global.config.as_deref());
             let context = Context::new(&global, host);
-            finish(command.run(&context, &global, store.as_deref()))
+            finish(command.run(&context, &global, store.as_ref()))
         }
         Command::Price(command) => {
             let pricing = (host.pricing)(global.config.as_deref());

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::cli::failure::{Exit, Failure};
+use crate::cli::store::Place;
 use crate::cli::{Host, Local};
 use crate::config::{Config, Presets, process_env};
 use crate::prices::PricesError;
 use crate::server;
 use crate::store::embedded::OpenError;
+use crate::store::redis;
 
 /// What the command line needs of the program.
 pub const HOST: &Host = &Host { run, store, pricing };
@@ -28,9 +30,13 @@ fn run(local: Local, config: Option<&Path>) -> ExitCode {
     }
 }
 
-/// Where a configuration keeps the embedded store.
-fn store(config: Option<&Path>) -> Option<PathBuf> {
-    load(config).ok().map(|config| config.store_path().to_owned())
+/// Where a configuration keeps the store.
+fn store(config: Option<&Path>) -> Option<Place> {
+    let config = load(config).ok()?;
+    Some(match config.is_shared() {
+        true => Place::Shared(Box::new(redis::Options::from(&config))),
+        false => Place::File(config.store_path().to_owned()),
+    })
 }
 
 /// The price table of a configuration; none for the one built in.

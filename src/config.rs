@@ -428,13 +428,7 @@ impl Config {
                     .into(),
             );
         }
-        if !self.retention.is_zero() && self.is_shared() {
-            problems.push(
-                "retention is for the embedded store, and a shared one keeps everything: take \
-                 the setting out"
-                    .into(),
-            );
-        } else if !self.retention.is_zero() && self.retention < archive::YOUNGEST {
+        if !self.retention.is_zero() && self.retention < archive::YOUNGEST {
             problems.push("retention is less than 31 days: give at least 31days".into());
         }
         for (name, zero) in [
@@ -639,9 +633,9 @@ mod tests {
     fn what_retention_cannot_do_is_refused_at_the_start() {
         let refusal = |text: &str| read(text, &[]).unwrap_err().to_string();
         assert!(refusal("retention = \"30d\"").contains("at least 31days"));
-        let shared = "store = \"redis://127.0.0.1:1\"\nretention = \"400d\"";
-        assert!(refusal(shared).contains("a shared one keeps everything"));
         assert!(read("retention = \"31d\"", &[]).is_ok());
+        let shared = "store = \"redis://127.0.0.1:1\"\nretention = \"400d\"";
+        assert!(read(shared, &[]).is_ok());
     }
 
     #[test]

@@ -95,7 +95,10 @@ pub async fn run(config: Config, presets: Presets) -> anyhow::Result<()> {
     telemetry::start(&config);
     let signals = Signals::take()?;
     let prices = Arc::new(load_prices(&config)?);
-    let mut store = open_store(&config).await?;
+    let mut store = match config.is_shared() {
+        true => open_shared(&config, true).await?,
+        false => open_store(&config).await?,
+    };
     if config.is_shared() {
         store = with_journal(&config, store).await?;
     }
@@ -128,14 +131,20 @@ pub fn load_prices(config: &Config) -> anyhow::Result<Prices> {
 /// cannot be reached, or must not be trusted with balances.
 pub async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     if config.is_shared() {
-        // The keys of the first start lie here, without a database beside them.
-        std::fs::create_dir_all(config.data_dir()).with_context(|| {
-            format!("{} cannot be made: check the folder", config.data_dir().display())
-        })?;
-        return Ok(Redis::open(redis::Options::from(config)).await?);
+        return open_shared(config, false).await;
     }
     let options = Options { synchronous: config.synchronous, ..Options::default() };
     Ok(Embedded::open(config.store_path(), options)?)
+}
+
+/// Opens the Redis that others use too. One that may be away is waited for: until it is there
+/// nothing is admitted.
+async fn open_shared(config: &Config, may_be_away: bool) -> anyhow::Result<Arc<dyn Store>> {
+    // The keys of the first start lie here, without a database beside them.
+    std::fs::create_dir_all(config.data_dir()).with_context(|| {
+        format!("{} cannot be made: check the folder", config.data_dir().display())
+    })?;
+    Ok(Redis::open(redis::Options { may_be_away, ..redis::Options::from(config) }).await?)
 }
 
 /// Puts the journal before a store that may be away or lose its last writes, unless the
@@ -156,8 +165,11 @@ pub async fn with_journal(
         return Ok(store);
     };
     let options = journal::Options { dir, replay: config.journal_replay };
+    let is_there = store.ready().await.is_ok();
     let journal = Journal::open(store, options)?;
-    journal.settled_within(JOURNAL_PATIENCE).await;
+    if is_there {
+        journal.settled_within(JOURNAL_PATIENCE).await;
+    }
     Ok(journal)
 }
 
@@ -176,7 +188,10 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
     let url = format!("http://{}", listener.local_addr()?);
     let admin_url = format!("http://{}", admin_listener.local_addr()?);
     let admin_key = admin_key(&config, &presets)?;
-    let client_key = first_account(store.as_ref(), &presets).await?;
+    let (client_key, is_late) = match first_account(store.as_ref(), &presets).await {
+        Err(error) if config.is_shared() && is_away(&error) => (None, true),
+        made => (made?, false),
+    };
 
     let site = Site::new(
         if config.admin_url.is_empty() { &admin_url } else { &config.admin_url },
@@ -234,6 +249,16 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
             is_closing.store(true, Ordering::Relaxed);
         }
     });
+    if is_late {
+        let making = first_account_late(Arc::clone(&ctx), presets);
+        let closing = closing.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = making => {}
+                () = closing.cancelled() => {}
+            }
+        });
+    }
     if !retention.is_zero() {
         let trimming = keep_trimmed(Arc::clone(&ctx.store), retention, archive);
         let closing = closing.clone();
@@ -419,6 +444,33 @@ async fn first_account(store: &dyn Store, presets: &Presets) -> anyhow::Result<O
         }
     }
     Ok(made)
+}
+
+fn is_away(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(StoreError::Unavailable(_)))
+}
+
+/// As [`first_account`], once the store is there.
+async fn first_account_late(ctx: Arc<Context>, presets: Presets) {
+    const LOOK: Duration = Duration::from_millis(250);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if ctx.store.ready().await.is_err() {
+            continue;
+        }
+        let made = match first_account(ctx.store.as_ref(), &presets).await {
+            Err(error) if is_away(&error) => continue,
+            made => made,
+        };
+        let handed_over = made.and_then(|key| match key {
+            Some(key) => hand_over(&ctx.config, &key),
+            None => Ok(()),
+        });
+        if let Err(error) = handed_over {
+            tracing::error!("the first account could not be made: {error:#}");
+        }
+        return;
+    }
 }
 
 async fn keep_key(

@@ -589,15 +589,15 @@ pub struct Put {
 /// What a store is and how it does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StoreStatus {
-    /// Such as `sqlite`.
+    /// `sqlite` or `redis`.
     pub kind: String,
     /// Where it is; never with a password.
     pub location: String,
-    /// The version of its schema.
-    pub schema: i64,
-    /// Its size, the log included.
+    /// The version of its schema, where it has one.
+    pub schema: Option<i64>,
+    /// Its size: of the file with its log, or in memory.
     pub bytes: u64,
-    /// The size of its log.
+    /// The size of its log, or of its append-only files.
     pub log_bytes: u64,
     /// Accounts.
     pub accounts: u64,
@@ -613,16 +613,35 @@ pub struct StoreStatus {
     #[serde(with = "crate::time::optional")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub oldest_entry: Option<Millis>,
-    /// Operations that wait to be written; absent if no process serves it.
+    /// Operations that wait to be written, or in the journal; absent if no process serves it,
+    /// or there is no journal.
     pub pending: Option<u64>,
     /// What a commit waits for; absent if no process serves it.
     pub durability: Option<String>,
-    /// Why it cannot be written now.
+    /// Why it cannot be written now, or what is wrong with it.
     pub problem: Option<String>,
+    /// The servers of a shared store.
+    #[serde(default)]
+    pub server: Option<ServerStatus>,
 }
 
-fn other_means<T>(done: &str) -> Result<T, StoreError> {
-    Err(StoreError::Conflict(format!("this kind of store is {done} by its own means")))
+/// The servers of a shared store, as they tell about themselves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServerStatus {
+    /// Such as `Redis 7.2.4`.
+    pub version: String,
+    /// Servers that take writes; several in a cluster.
+    pub masters: u64,
+    /// Replicas that are connected to them.
+    pub replicas: u64,
+    /// What their memory is limited to.
+    pub memory_limit_bytes: Option<u64>,
+    /// What they do when it is full: `noeviction`, or balances may go.
+    pub eviction: String,
+    /// Keys, those of other programs included.
+    pub keys: u64,
+    /// What can be lost of what was acknowledged, by their settings.
+    pub may_lose: String,
 }
 
 /// Where balances live.
@@ -730,26 +749,21 @@ pub trait Store: Send + Sync + 'static {
     /// Accounts of which anything is written, whether they exist or not, by id: for an audit.
     fn audited_accounts(&self, page: Page) -> Answer<'_, Rows<AccountId>>;
     /// Hands over everything that is written of an account, as it was at one instant, in the
-    /// order of [`Record`]. Ends early if nobody listens. `Unsound`, if it cannot be understood.
+    /// order of [`Record`]. Ends early if nobody listens. `Unsound`, if it cannot be understood;
+    /// `Conflict`, if it was trimmed meanwhile: what was handed over is then to be forgotten.
     fn read_books(&self, account: &AccountId, records: mpsc::Sender<Vec<Record>>)
     -> Answer<'_, ()>;
 
     /// Removes entries and requests from before an instant; a checkpoint stands for them, so
     /// that balances, sums and audits stay as they are. They must have been exported.
-    /// `Conflict`, if this kind of store keeps everything.
-    fn trim(&self, _account: &AccountId, _before: Millis) -> Answer<'_, ()> {
-        Box::pin(std::future::ready(other_means("trimmed")))
-    }
+    /// Two may trim an account at a time, and one may be cut off.
+    fn trim(&self, account: &AccountId, before: Millis) -> Answer<'_, ()>;
 
-    /// What the store is and how it does. `Conflict`, if this kind of store does not say.
-    fn status(&self) -> Answer<'_, StoreStatus> {
-        Box::pin(std::future::ready(other_means("looked at")))
-    }
-    /// A consistent copy of everything in one file, which is gone once it is closed. `Conflict`,
-    /// if this kind of store is copied by other means.
-    fn backup(&self) -> Answer<'_, std::fs::File> {
-        Box::pin(std::future::ready(other_means("copied")))
-    }
+    /// What the store is and how it does.
+    fn status(&self) -> Answer<'_, StoreStatus>;
+    /// A copy in one file, which is gone once it is closed: everything, or, where that is more
+    /// than one instant can hold, each account as it was at one.
+    fn backup(&self) -> Answer<'_, std::fs::File>;
 
     /// Remembers that an account created an object at an upstream (a stored response),
     /// for 30 days.

@@ -22,6 +22,13 @@ pub struct Health {
     /// Operations in the journal that the store has not taken yet, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pending: Option<u64>,
+    /// Why nothing is admitted, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+impl Health {
+    const OK: Self = Self { status: "ok", pending: None, problem: None };
 }
 
 /// Whether the process runs.
@@ -30,7 +37,7 @@ pub struct Health {
     responses((status = 200, description = "It runs", body = Health))
 )]
 pub async fn live() -> Json<Health> {
-    Json(Health { status: "ok", pending: None })
+    Json(Health::OK)
 }
 
 /// Whether a request could be served: a debit could be written now.
@@ -53,14 +60,18 @@ pub async fn ready(Shared(state): Shared<State>) -> Result<(StatusCode, Json<Hea
     let ready = state.store.ready().await;
     let Some(backlog) = state.store.backlog() else {
         ready?;
-        return Ok((StatusCode::OK, Json(Health { status: "ok", pending: None })));
+        return Ok((StatusCode::OK, Json(Health::OK)));
     };
     let pending = Some(backlog.pending).filter(|count| *count > 0);
     Ok(match (ready, pending) {
-        (Ok(()), None) => (StatusCode::OK, Json(Health { status: "ok", pending })),
-        (Ok(()), Some(_)) => (StatusCode::OK, Json(Health { status: "degraded", pending })),
-        (Err(_), _) => {
-            (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "degraded", pending }))
+        (Ok(()), None) => (StatusCode::OK, Json(Health::OK)),
+        (Ok(()), Some(_)) => {
+            (StatusCode::OK, Json(Health { status: "degraded", pending, problem: None }))
+        }
+        (Err(error), _) => {
+            let problem = Some(error.to_string());
+            let degraded = Health { status: "degraded", pending, problem };
+            (StatusCode::SERVICE_UNAVAILABLE, Json(degraded))
         }
     })
 }

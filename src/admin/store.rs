@@ -1,6 +1,6 @@
 //! The store itself: how it does, a copy of it, and the trim of what is old.
 
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -42,23 +42,27 @@ pub async fn status(Shared(state): Shared<State>) -> Result<Json<StoreStatus>, E
     Ok(Json(state.store.status().await?))
 }
 
-/// A consistent copy of everything in one file, made while requests go on.
+/// A copy of everything in one file, made while requests go on: an SQLite database as it was at
+/// one instant, or for a Redis lines of JSON, of each account as it was at one.
 ///
 /// # Errors
 ///
-/// A store that is copied by other means, or cannot be read.
+/// A store that cannot be read.
 #[utoipa::path(
     get, path = "/admin/v1/store/backup", tag = "store",
     responses(
-        (status = 200, description = "The copy", content_type = "application/vnd.sqlite3",
-            body = Vec<u8>),
-        (status = 409, description = "Copied by other means", body = ErrorBody),
+        (status = 200, description = "The copy", content(
+            (Vec<u8> = "application/vnd.sqlite3"), (Vec<u8> = "application/x-ndjson"))),
         (status = 503, description = "It cannot be read", body = ErrorBody),
     )
 )]
 pub async fn backup(Shared(state): Shared<State>) -> Result<Response, Error> {
     let mut file = state.store.backup().await?;
-    let length = file.metadata().map_err(|error| Error::Internal(error.to_string()))?.len();
+    let internal = |error: std::io::Error| Error::Internal(error.to_string());
+    let length = file.metadata().map_err(internal)?.len();
+    let mut start = [0; 6];
+    let is_database = file.read_exact(&mut start).is_ok() && start == *b"SQLite";
+    file.rewind().map_err(internal)?;
     let (pieces, body) = mpsc::channel(PIECES_AHEAD);
     tokio::task::spawn_blocking(move || {
         loop {
@@ -75,10 +79,14 @@ pub async fn backup(Shared(state): Shared<State>) -> Result<Response, Error> {
             }
         }
     });
+    let (kind, name) = match is_database {
+        true => ("application/vnd.sqlite3", "farebox.db"),
+        false => ("application/x-ndjson", "farebox.jsonl"),
+    };
     let headers = [
-        (CONTENT_TYPE, "application/vnd.sqlite3".to_owned()),
+        (CONTENT_TYPE, kind.to_owned()),
         (CONTENT_LENGTH, length.to_string()),
-        (CONTENT_DISPOSITION, "attachment; filename=\"farebox.db\"".to_owned()),
+        (CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\"")),
     ];
     Ok((headers, Body::new(Pieces(body))).into_response())
 }
@@ -99,7 +107,8 @@ pub struct NewTrim {
 ///
 /// # Errors
 ///
-/// No such account, a time that is too young, or an archive that cannot be written.
+/// No such account, a time that is too young, an archive that cannot be written, or another
+/// Farebox that trims the account now.
 #[utoipa::path(
     post, path = "/admin/v1/accounts/{account}/ledger/trim", tag = "ledger",
     request_body = NewTrim,
@@ -108,7 +117,8 @@ pub struct NewTrim {
         (status = 200, description = "What was trimmed", body = Option<Trimmed>),
         (status = 400, description = "Not a valid time", body = ErrorBody),
         (status = 404, description = "No such account", body = ErrorBody),
-        (status = 409, description = "The archive cannot be written", body = ErrorBody),
+        (status = 409, description = "The archive cannot be written, or another Farebox trims it",
+            body = ErrorBody),
     )
 )]
 pub async fn trim(
@@ -129,6 +139,8 @@ pub async fn trim(
     trimmed.map(Json).map_err(|error| match error {
         ArchiveError::TooYoung => invalid("must be at least 31 days ago"),
         ArchiveError::Store(error) => error.into(),
-        ArchiveError::Io { .. } | ArchiveError::Bad { .. } => Error::Conflict(error.to_string()),
+        ArchiveError::Io { .. } | ArchiveError::Bad { .. } | ArchiveError::Busy => {
+            Error::Conflict(error.to_string())
+        }
     })
 }

@@ -226,7 +226,7 @@ fn admin_key(global: &Global, host: &Host) -> Result<Secret, Failure> {
         _ => {}
     }
     let beside: Option<PathBuf> = (host.store)(global.config.as_deref())
-        .map(|store| store.with_file_name("admin-key"))
+        .map(|store| store.admin_key())
         .filter(|path| path.exists());
     match beside {
         Some(path) => read_key(&path),

@@ -13,7 +13,7 @@ use super::table::{Align, Table, amounts};
 use super::verify;
 use crate::archive::Trimmed;
 use crate::billing::ledger::Kind;
-use crate::store::{Entry, Rows};
+use crate::store::{Account, Entry, Rows};
 use crate::time;
 
 /// What to do with the ledger; lists it if nothing is said.
@@ -44,8 +44,13 @@ enum LedgerCommand {
         export: ExportArgs,
     },
     /// Move old entries and requests from the store to files of the server's archive
-    #[command(after_help = "Example:\n  farebox ledger trim --before 2025-10-01 --account team-a")]
+    #[command(after_help = "Examples:\n  \
+        farebox ledger trim --before 2025-10-01 --account team-a\n  \
+        farebox ledger trim --before 2025-10-01 --all")]
     Trim {
+        /// Of every account, one after the other
+        #[arg(long)]
+        all: bool,
         /// Everything before this date (UTC) or time, at least 31 days ago
         #[arg(long, value_name = "TIME")]
         before: String,
@@ -140,7 +145,7 @@ pub async fn run(context: &Context, args: LedgerArgs) -> Result<String, Failure>
             let kind = kind.map(|kind| Kind::from(kind).name().to_owned());
             return export::run(context, "ledger", &export, vec![("kind", kind)]).await;
         }
-        Some(LedgerCommand::Trim { before }) => return trim(context, &before).await,
+        Some(LedgerCommand::Trim { before, all }) => return trim(context, &before, all).await,
         Some(LedgerCommand::Verify { export: Some(file) }) => return export::verify(&file),
         Some(LedgerCommand::Verify { export: None }) => return verify::run(context).await,
         None => args.list,
@@ -160,12 +165,30 @@ pub async fn run(context: &Context, args: LedgerArgs) -> Result<String, Failure>
     })
 }
 
-async fn trim(context: &Context, before: &str) -> Result<String, Failure> {
-    let account = &context.account;
+async fn trim(context: &Context, before: &str, is_all: bool) -> Result<String, Failure> {
+    let whose = if is_all { "all accounts" } else { context.account.as_str() };
     context.confirm(&format!(
-        "{account}: move everything before {before} to the archive? Its charges and payments can \
+        "{whose}: move everything before {before} to the archive? Its charges and payments can \
          then no longer be refunded or reversed by their ids."
     ))?;
+    if !is_all {
+        return trim_one(context, &context.account, before).await;
+    }
+    let (mut told, mut cursor) = (String::new(), None);
+    loop {
+        let page = [("limit", Some("500".to_owned())), ("cursor", cursor)];
+        let accounts: Rows<Account> = context.client.get(&["accounts"], &page).await?.read()?;
+        for account in accounts.data {
+            told.push_str(&trim_one(context, &account.id.0, before).await?);
+        }
+        match accounts.next {
+            Some(next) => cursor = Some(next),
+            None => return Ok(told),
+        }
+    }
+}
+
+async fn trim_one(context: &Context, account: &str, before: &str) -> Result<String, Failure> {
     let path = ["accounts", account, "ledger", "trim"];
     let body = serde_json::json!({ "before": before });
     let answer = context.client.post_long(&path, &body).await?;

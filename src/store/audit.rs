@@ -1,6 +1,7 @@
 //! The audit of a store: account by account, while it serves.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -16,6 +17,9 @@ const ACCOUNTS: u32 = 500;
 const BATCHES: usize = 4;
 /// How many records are looked at between two reports of progress.
 const PROGRESS: u64 = 200_000;
+/// How often an account is read that is trimmed meanwhile, and how long to wait between.
+const TRIES: u32 = 60;
+const WAIT: Duration = Duration::from_secs(1);
 
 /// What an audit says as it goes; [`Event::Done`] is the last, and without it nothing is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -48,6 +52,31 @@ pub async fn audit(store: Arc<dyn Store>, account: Option<AccountId>, events: mp
     };
     // Nobody may listen any more.
     let _ = run.events.send(last).await;
+}
+
+/// Audits all accounts to the end: what was looked at, and what does not add up.
+///
+/// # Errors
+///
+/// A store that cannot be read to its end.
+pub async fn audit_all(store: Arc<dyn Store>) -> Result<(Tally, Vec<Violation>), StoreError> {
+    let (sender, mut events) = mpsc::channel(64);
+    let auditing = audit(store, None, sender);
+    let listening = async {
+        let mut violations = Vec::new();
+        let mut why = String::new();
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::Violation(violation) => violations.push(violation),
+                Event::Progress { .. } => {}
+                Event::Done(tally) => return Ok((*tally, violations)),
+                Event::Failed { message } => why = message,
+            }
+        }
+        Err(StoreError::Unavailable(why))
+    };
+    let (found, ()) = tokio::join!(listening, auditing);
+    found
 }
 
 struct Run {
@@ -85,7 +114,19 @@ impl Run {
         Ok(())
     }
 
+    /// One account; again, if it was trimmed meanwhile.
     async fn one(&mut self, account: &AccountId) -> Result<(), StoreError> {
+        let mut tries = 1;
+        loop {
+            match self.read_one(account).await {
+                Err(StoreError::Conflict(_)) if tries < TRIES => tries += 1,
+                other => return other,
+            }
+            tokio::time::sleep(WAIT).await;
+        }
+    }
+
+    async fn read_one(&mut self, account: &AccountId) -> Result<(), StoreError> {
         let (sender, mut records) = mpsc::channel::<Vec<Record>>(BATCHES);
         let store = self.store.clone();
         let reading = store.read_books(account, sender);

@@ -50,6 +50,7 @@ mod file;
 mod keys;
 mod live;
 mod lots;
+mod migrate;
 mod operations;
 mod read;
 mod readers;

@@ -502,7 +502,17 @@ impl Store for Journal {
     }
 
     fn status(&self) -> Answer<'_, StoreStatus> {
-        self.ask(self.shared.store.status())
+        let status = self.ask(self.shared.store.status());
+        Box::pin(async move {
+            let mut status = status.await?;
+            status.pending = self.backlog().map(|backlog| backlog.pending);
+            if let Some(server) = &mut status.server {
+                let replay = humantime_serde::re::humantime::format_duration(self.shared.replay);
+                let again = format!("; journals send the last {replay} again, once");
+                server.may_lose.push_str(&again);
+            }
+            Ok(status)
+        })
     }
 
     fn backup(&self) -> Answer<'_, std::fs::File> {

@@ -19,8 +19,8 @@ use ::redis::Value;
 use super::{
     Account, AccountChange, AccountId, Admission, Admitted, Answer, Candidate, Document, Entry,
     EntryFilter, Grant, Granted, Group, Key, KeyChange, KeyUse, LotFilter, LotRow, Millis, Page,
-    Put, Refused, Rows, Scope, Settled, Settlement, Store, StoreError, SummaryRow, Undo,
-    UsageFilter, UsageRow,
+    Put, Refused, Rows, Scope, Settled, Settlement, Store, StoreError, StoreStatus, SummaryRow,
+    Undo, UsageFilter, UsageRow,
 };
 use tokio::sync::mpsc;
 
@@ -41,6 +41,7 @@ mod address;
 mod audit;
 mod changes;
 mod check;
+pub mod copy;
 mod flights;
 mod keys;
 mod lane;
@@ -51,10 +52,12 @@ mod reply;
 mod rows;
 mod script;
 mod settle;
+mod status;
 mod summary;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod trim;
 
 pub use address::{is_redis, without_secrets};
 
@@ -90,8 +93,12 @@ pub struct Options {
     pub lease: Duration,
     /// How long the ids of settlements are remembered.
     pub remember: Duration,
+    /// Where a copy lies while it is made.
+    pub scratch: PathBuf,
     /// Uses a server that is found unfit.
     pub allow_unsafe: bool,
+    /// Opens also while nobody answers, and is not ready until somebody does.
+    pub may_be_away: bool,
     /// Tests set the time; it may step back.
     pub clock: Option<Clock>,
 }
@@ -109,7 +116,9 @@ impl Options {
             wait: 0,
             lease: Duration::from_secs(60),
             remember: Duration::from_secs(7 * 86_400),
+            scratch: std::env::temp_dir(),
             allow_unsafe: false,
+            may_be_away: false,
             clock: None,
         }
     }
@@ -126,6 +135,7 @@ impl From<&Config> for Options {
             command_timeout: config.redis_command_timeout,
             wait: config.redis_wait,
             lease: config.redis_lease,
+            scratch: config.data_dir().to_owned(),
             allow_unsafe: config.redis_allow_unsafe,
             ..Self::of(&config.store)
         }
@@ -140,6 +150,10 @@ pub struct Redis {
 /// What tasks hold too.
 struct Shared {
     link: Arc<Link>,
+    /// Where it is, without a password.
+    location: String,
+    /// Where a copy lies while it is made.
+    scratch: PathBuf,
     names: Names,
     scripts: Scripts,
     clock: Option<Clock>,
@@ -159,15 +173,28 @@ impl Redis {
     ///
     /// [`OpenError`], when it cannot be reached, or must not be trusted with money.
     pub async fn open(options: Options) -> Result<Arc<Self>, OpenError> {
+        let restoring = Names::new(&options.prefix).restoring();
+        let store = Self::connect(options, Some(restoring)).await?;
+        tasks::start(&store.shared);
+        Ok(store)
+    }
+
+    /// Connects, and looks whether the server is fit; and whole, if `restoring` is the name of
+    /// the key that says otherwise.
+    async fn connect(options: Options, restoring: Option<String>) -> Result<Arc<Self>, OpenError> {
         let Options { url, password, ca_file, prefix, wait, lease, remember, clock, .. } = options;
+        let Options { scratch, allow_unsafe, may_be_away, .. } = options;
         let timeouts =
             Timeouts { connect: options.connect_timeout, command: options.command_timeout };
         let address = Address::read(&url, password.as_ref(), ca_file.as_deref())?;
+        let location = address.to_string();
         let names = Names::new(&prefix);
-        let link = Link::open(&address, timeouts, wait, names.probe()).await?;
-        check::check(&link, &address, options.allow_unsafe).await?;
+        let vet = check::Vet { address, anyway: allow_unsafe, restoring };
+        let link = Link::open(vet, timeouts, wait, names.probe(), may_be_away).await?;
         let shared = Arc::new(Shared {
             link,
+            location,
+            scratch,
             names,
             scripts: Scripts::new(),
             clock,
@@ -179,7 +206,6 @@ impl Redis {
             admits: Arc::default(),
             releases: Arc::default(),
         });
-        tasks::start(&shared);
         Ok(Arc::new(Self { shared }))
     }
 }
@@ -338,10 +364,21 @@ impl Shared {
         vec![sent; requests.len()]
     }
 
+    async fn text_of(&self, key: &str) -> Result<Option<String>, StoreError> {
+        let mut cmd = ::redis::cmd("GET");
+        cmd.arg(key);
+        Ok(reply::maybe(self.link.patient(&cmd).await?)?)
+    }
+
     async fn epoch(&self) -> Result<String, StoreError> {
         let mut info = ::redis::cmd("INFO");
         info.arg("everything");
-        Ok(check::epoch_of(&self.link.of_each_master(&info).await?))
+        let mut epoch = check::epoch_of(&self.link.of_each_master(&info).await?);
+        if let Some(generation) = self.text_of(&self.names.generation()).await? {
+            epoch.push(' ');
+            epoch.push_str(&generation);
+        }
+        Ok(epoch)
     }
 
     async fn document(&self, scope: &Scope, name: &str) -> Result<Option<Document>, StoreError> {
@@ -613,6 +650,19 @@ impl Store for Redis {
     ) -> Answer<'_, ()> {
         let account = account.clone();
         Box::pin(async move { self.shared.read_all(&account, records).await })
+    }
+
+    fn trim(&self, account: &AccountId, before: Millis) -> Answer<'_, ()> {
+        let account = account.clone();
+        Box::pin(async move { self.shared.trim(&account, before).await })
+    }
+
+    fn status(&self) -> Answer<'_, StoreStatus> {
+        Box::pin(self.shared.status())
+    }
+
+    fn backup(&self) -> Answer<'_, std::fs::File> {
+        Box::pin(self.shared.backup())
     }
 
     fn document(&self, scope: &Scope, name: &str) -> Answer<'_, Option<Document>> {

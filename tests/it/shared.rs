@@ -16,9 +16,12 @@ use crate::support::proxy::{Proxy, Setup};
 use crate::support::until;
 use crate::support::upstream::Upstream;
 
+mod caps;
 mod faults;
 mod journal;
 mod overdraft;
+mod retention;
+mod start;
 
 const CLIENTS: usize = 8;
 

@@ -192,3 +192,78 @@ async fn what_is_old_leaves_the_store_for_a_file_and_everything_adds_up_as_befor
     let (code, _, err) = cli(&proxy, &refund).await;
     assert!(code == 5 && err.contains("if it was trimmed"), "{err}");
 }
+
+/// A file of schema 5 with a top-up and this many requests, as that version wrote them.
+fn file_of_schema_5(path: &std::path::Path, requests: i64) {
+    const NANO: i64 = 1_000_000_000;
+    let begin = time::now() - 100 * DAY_MS;
+    let db = rusqlite::Connection::open(path).unwrap();
+    db.execute_batch(include_str!("../cases/store/schema-5.sql")).unwrap();
+    db.pragma_update(None, "application_id", 0x4662_7831).unwrap();
+    db.pragma_update(None, "user_version", 5).unwrap();
+    let (granted, each, expires) = (1000 * NANO, NANO / 1000, begin + 365 * DAY_MS);
+    let left = granted - requests * each;
+    let last = begin + requests * 1000;
+    db.execute_batch(&format!(
+        "BEGIN;
+         INSERT INTO account (n, id, name, status, balance, seq, sub, last_ts, created_at, next_expiry)
+         VALUES (1, 'default', 'default', 'open', {left}, {requests} + 1, 0, {last}, {begin}, {expires});
+         INSERT INTO lot VALUES ('default', 1, 'usage', 1, 'inv1', {begin}, {expires}, {granted},
+             {left}, {requests} * {each}, 0, 0, 0, 0, 1);
+         INSERT INTO record (account, ts, seq, sub, id, fingerprint, kind, amount, balance_after, lot)
+         VALUES (1, {begin}, 1, 0, 'inv1', zeroblob(32), 'topup', {granted}, {granted}, 1);
+         WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {requests})
+         INSERT INTO record (account, ts, seq, sub, id, fingerprint, kind, amount, balance_after,
+             lot, key, model, upstream, input, cached, cache_creation_5m, cache_creation_1h,
+             output, reasoning, calls, price_version, latency_ms, stream, outcome, source,
+             http_status, flags)
+         SELECT 1, {begin} + n * 1000, n + 1, 0, format('req_%08d', n), zeroblob(32), 'debit_ai',
+             -{each}, {granted} - n * {each}, 1, 'key_1', 'test', format('up%d', n % 3), 10, 0,
+             0, 0, 5, 0, '{{}}', 'v1', 2, 0, 'completed', 'reported', 200, '' FROM n;
+         INSERT INTO usage_hour
+         SELECT 'default', ts / 3600000, model, key, '', count(*), sum(input), 0, 0, sum(output),
+             -sum(amount), 0
+         FROM record WHERE outcome IS NOT NULL GROUP BY 2, 3, 4;
+         COMMIT;"
+    ))
+    .unwrap();
+}
+
+#[tokio::test]
+async fn an_old_file_that_is_killed_while_it_comes_up_is_the_old_one_or_the_new_one() {
+    const REQUESTS: i64 = 60_000;
+    let upstream = Upstream::start().await;
+    let mut proxy = Setup::before(&upstream).env("FAREBOX_INITIAL_CREDITS", "").start().await;
+    proxy.terminate().await;
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(proxy.store().with_file_name(format!("farebox.db{end}")));
+    }
+    file_of_schema_5(&proxy.store(), REQUESTS);
+    let look = |path: &std::path::Path| {
+        let db = rusqlite::Connection::open(path).unwrap();
+        let whole: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(whole, "ok");
+        db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap()
+    };
+    let mut killed = 0;
+    for round in 1..100 {
+        let after_ms = round * 40;
+        let after = format!("{}.{:03}", after_ms / 1000, after_ms % 1000);
+        proxy.serve_by(&["timeout", "-s", "KILL", &after]).await;
+        if look(&proxy.store()) != 5 {
+            break;
+        }
+        killed += 1;
+    }
+    println!("killed {killed} times before it had come up");
+    assert!(killed > 0, "it was never killed before its end");
+    proxy.restart().await;
+    let told = tally(&proxy).await;
+    assert_eq!(told["requests"].as_i64(), Some(REQUESTS));
+    assert!(told["violations"].as_array().unwrap().iter().all(|count| count == 0), "{told}");
+    let kept = proxy.store().with_file_name("farebox.db.schema-5");
+    assert_eq!(look(&kept), 5);
+    let by_upstream = ["usage", "summary", "--by", "upstream", "--last", "200d", "--json"];
+    let (code, out, err) = cli(&proxy, &by_upstream).await;
+    assert!(code == 0 && out.contains("up0") && out.contains("up2"), "{out} {err}");
+}

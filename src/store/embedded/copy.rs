@@ -5,15 +5,13 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rusqlite::Connection;
-use tokio::sync::mpsc;
 
 use super::file::{self, Found, OpenError};
-use super::{Embedded, Options};
+use super::{Embedded, Options, migrate};
 use crate::billing::audit::{Tally, Violation};
-use crate::store::audit::{Event, audit};
+use crate::store::audit::audit_all;
 use crate::store::{Store, StoreStatus};
 use crate::time::Millis;
 
@@ -120,7 +118,10 @@ pub fn backup(store: &Path, to: &Path) -> Result<(), CopyError> {
 /// [`CopyError`]; nothing was changed then.
 pub fn restore(backup: &Path, store: &Path, now: Millis) -> Result<Restored, CopyError> {
     let lock = file::lock(store)?;
-    check_kind(backup)?;
+    match check_kind(backup) {
+        Err(CopyError::Open(OpenError::Older { .. })) => {}
+        other => other?,
+    }
     let fresh = beside(store, ".restoring");
     remove_all(&fresh);
     let tally = prepare(backup, &fresh).inspect_err(|_| remove_all(&fresh))?;
@@ -149,13 +150,19 @@ pub fn restore(backup: &Path, store: &Path, now: Millis) -> Result<Restored, Cop
 fn prepare(backup: &Path, fresh: &Path) -> Result<Tally, CopyError> {
     copy(backup, fresh)?;
     let sqlite = |source| CopyError::Sqlite { path: backup.into(), source };
-    let db = Connection::open(fresh).map_err(sqlite)?;
+    let mut db = Connection::open(fresh).map_err(sqlite)?;
     let first: String =
         db.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(sqlite)?;
-    drop(db);
     if first != "ok" {
         return Err(CopyError::Damaged { path: backup.into(), first });
     }
+    // The backup itself stays as it is, so no further copy is kept.
+    if let Found::Schema(found @ migrate::OLDEST..file::SCHEMA) =
+        file::inspect(&db).map_err(sqlite)?
+    {
+        migrate::apply(&mut db, found).map_err(sqlite)?;
+    }
+    drop(db);
     let unreadable = |why: &dyn std::fmt::Display| CopyError::Unreadable {
         path: backup.into(),
         why: why.to_string(),
@@ -166,23 +173,9 @@ fn prepare(backup: &Path, fresh: &Path) -> Result<Tally, CopyError> {
         .build()
         .map_err(|error| unreadable(&error))?;
     runtime.block_on(async {
-        let (sender, mut events) = mpsc::channel(64);
-        let auditing = tokio::spawn(audit(store.clone() as Arc<dyn Store>, None, sender));
-        let mut violations = Vec::new();
-        let mut tally = None;
-        let mut why = None;
-        while let Some(event) = events.recv().await {
-            match event {
-                Event::Violation(violation) => violations.push(violation),
-                Event::Progress { .. } => {}
-                Event::Done(done) => tally = Some(*done),
-                Event::Failed { message } => why = Some(message),
-            }
-        }
-        let ended = auditing.await;
+        let audited = audit_all(store.clone()).await;
         store.close().await.map_err(|error| unreadable(&error))?;
-        ended.map_err(|error| unreadable(&error))?;
-        let tally = tally.ok_or_else(|| unreadable(&why.unwrap_or_default()))?;
+        let (tally, violations) = audited.map_err(|error| unreadable(&error))?;
         if tally.problems() > 0 {
             let tally = Box::new(tally);
             return Err(CopyError::Unsound { path: backup.into(), tally, violations });
@@ -201,6 +194,9 @@ fn check_kind(path: &Path) -> Result<(), CopyError> {
         Found::Schema(found) if found > file::SCHEMA => {
             Err(OpenError::Newer { path: path.into(), found }.into())
         }
+        Found::Schema(found) if found < migrate::OLDEST => {
+            Err(OpenError::TooOld { path: path.into(), found }.into())
+        }
         Found::Schema(found) if found < file::SCHEMA => {
             Err(OpenError::Older { path: path.into(), found }.into())
         }
@@ -209,7 +205,7 @@ fn check_kind(path: &Path) -> Result<(), CopyError> {
     }
 }
 
-fn beside(path: &Path, end: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(end);
     name.into()
@@ -252,7 +248,7 @@ pub(super) fn read_status(db: &Connection, path: &Path) -> rusqlite::Result<Stor
     Ok(StoreStatus {
         kind: "sqlite".to_owned(),
         location: path.display().to_string(),
-        schema,
+        schema: Some(schema),
         bytes: size("") + size("-wal"),
         log_bytes: size("-wal"),
         accounts: counted(number("SELECT count(*) FROM account")?),
@@ -263,5 +259,6 @@ pub(super) fn read_status(db: &Connection, path: &Path) -> rusqlite::Result<Stor
         oldest_entry,
         durability: None,
         problem: None,
+        server: None,
     })
 }

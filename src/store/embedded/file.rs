@@ -8,6 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::Synchronous;
+use super::migrate::{self, OLDEST};
 
 /// The version that this program writes.
 pub(super) const SCHEMA: i64 = 7;
@@ -48,6 +49,17 @@ pub enum OpenError {
     #[error(
         "the store {path} has schema {found}, from before the first release, which nothing \
          reads: move it away, or set FAREBOX_STORE to another file"
+    )]
+    TooOld {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+    },
+    /// An older program wrote it, and no server has had it since.
+    #[error(
+        "the store {path} has schema {found}, of an older version: start farebox on it, which \
+         brings it up to schema {SCHEMA} and keeps a copy"
     )]
     Older {
         /// The file.
@@ -101,8 +113,12 @@ pub(super) fn open(path: &Path, synchronous: Synchronous) -> Result<(Lock, Conne
     let found = inspect(&db).map_err(sqlite)?;
     match found {
         Found::Empty | Found::Schema(SCHEMA) => configure(&db, synchronous).map_err(sqlite)?,
+        Found::Schema(found) if found < OLDEST => {
+            return Err(OpenError::TooOld { path: path.into(), found });
+        }
         Found::Schema(found) if found < SCHEMA => {
-            return Err(OpenError::Older { path: path.into(), found });
+            configure(&db, synchronous).map_err(sqlite)?;
+            migrate::bring_up(&mut db, path, found)?;
         }
         Found::Schema(found) => return Err(OpenError::Newer { path: path.into(), found }),
         Found::Foreign => return Err(OpenError::Foreign(path.into())),

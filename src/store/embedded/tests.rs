@@ -18,6 +18,7 @@ mod audit;
 mod copy;
 mod faults;
 mod idle;
+mod migrate;
 mod plans;
 
 // The same files stand below the other store.
@@ -37,6 +38,8 @@ mod model;
 mod pages;
 #[path = "../examples/requests.rs"]
 mod requests;
+#[path = "../examples/trims.rs"]
+mod trims;
 
 /// Random histories of each kind.
 const CASES: u32 = 40;
@@ -63,6 +66,12 @@ impl Bench {
     /// Closes the store and opens the file again.
     async fn reopened(mut self) -> Self {
         self.store.close().await.unwrap();
+        self.store = open(&self.path(), &self.clock).unwrap();
+        self
+    }
+
+    /// Opens the file of a store that was closed.
+    async fn reopened_file(mut self) -> Self {
         self.store = open(&self.path(), &self.clock).unwrap();
         self
     }

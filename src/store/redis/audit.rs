@@ -8,12 +8,12 @@ use std::collections::VecDeque;
 use redis::Value;
 use tokio::sync::mpsc;
 
-use super::Shared;
 use super::names::Name;
 use super::read::Order;
 use super::reply::{self, Odd, Reply};
 use super::rows::{self, Item};
 use super::summary::{Hour, hour_of};
+use super::{Shared, trim};
 use crate::billing::Credits;
 use crate::billing::audit::{
     Counts, GrantedLot, Group, Head, Hold, HourSum, Line, Operation, Record, Request,
@@ -35,6 +35,8 @@ struct Instant {
     /// Of what was written last; its sums may grow, so they are here.
     hour: i64,
     sums: VecDeque<HourSum>,
+    /// How often it had been trimmed.
+    trimmed: u64,
 }
 
 impl Shared {
@@ -50,13 +52,32 @@ impl Shared {
         if records.send(state).await.is_err() {
             return Ok(());
         }
+        let trimmed = instant.trimmed;
         let mut history = History::new(self, account, instant);
         loop {
             let batch = history.next_batch().await.map_err(unsound)?;
-            if batch.is_empty() || records.send(batch).await.is_err() {
+            if batch.is_empty() {
+                break;
+            }
+            if records.send(batch).await.is_err() {
                 return Ok(());
             }
         }
+        // What was to be read may have gone before it was.
+        if self.checkpoint(account).await?.0 != trimmed {
+            return Err(StoreError::Conflict(format!("{account} was trimmed while it was read")));
+        }
+        Ok(())
+    }
+
+    /// The lots of an account and the entries that granted them.
+    pub(super) async fn granted_lots(
+        &self,
+        account: &AccountId,
+    ) -> Result<Vec<GrantedLot>, StoreError> {
+        let mut cmd = redis::cmd("HGETALL");
+        cmd.arg(self.names.of(account, Name::Lots));
+        Ok(lots_of(Reply::of(self.link.patient(&cmd).await?)?)?)
     }
 
     async fn read_state(
@@ -73,13 +94,11 @@ impl Shared {
         let (last, hour) = (answer.text()?, answer.number()?);
         let debt = (Credits::ZERO - balance).max(Credits::ZERO);
         let mut state = vec![Record::Account(Head { balance, debt, seq, ts, held })];
-        let mut lots = Vec::new();
-        for (number, packed) in pairs(answer.list()?)? {
-            let packed = format!("{number} {packed}");
-            let lot = rows::lot(&packed)?.lot;
-            let entry = reply::number(packed.split(' ').nth(11).ok_or(Odd)?)?;
-            lots.push(GrantedLot { lot, entry });
+        let (trimmed, checkpoint) = trim::read(answer.list()?)?;
+        if trimmed > 0 {
+            state.push(Record::Checkpoint(Box::new(checkpoint)));
         }
+        let mut lots = lots_of(answer.list()?)?;
         lots.sort_by_key(|granted| granted.lot.number);
         state.extend(lots.into_iter().map(Record::Lot));
         for (request, packed) in pairs(answer.list()?)? {
@@ -104,7 +123,7 @@ impl Shared {
             let group = Group { model, key, tag, upstream };
             sums.push_back(HourSum { hour, group, counts });
         }
-        Ok(Some((Instant { seq, last, hour, sums }, state)))
+        Ok(Some((Instant { seq, last, hour, sums, trimmed }, state)))
     }
 
     /// The entries of operations, of requests by their keys and of operators by their ids.
@@ -136,6 +155,15 @@ fn unsound(error: StoreError) -> StoreError {
     } else {
         error
     }
+}
+
+fn lots_of(packed: Reply) -> Result<Vec<GrantedLot>, Odd> {
+    let lots = pairs(packed)?.into_iter().map(|(number, packed)| {
+        let packed = format!("{number} {packed}");
+        let entry = reply::number(packed.split(' ').nth(11).ok_or(Odd)?)?;
+        Ok(GrantedLot { lot: rows::lot(&packed)?.lot, entry })
+    });
+    lots.collect()
 }
 
 fn pairs(mut list: Reply) -> Result<Vec<(String, String)>, Odd> {

@@ -95,7 +95,7 @@ impl Shared {
                 Done::NotFound => break,
             }
         }
-        Err(StoreError::NotFound(format!("charged request {of}")))
+        Err(self.no_such("charged request", account, of).await)
     }
 
     pub(super) async fn reverse(&self, reversal: Undo) -> Result<Granted, StoreError> {
@@ -112,7 +112,18 @@ impl Shared {
         match self.done(answer, account, id).await? {
             Done::Granted(granted) => Ok(granted),
             Done::When(_) => Err(Odd.into()),
-            Done::NotFound => Err(StoreError::NotFound(format!("payment {of}"))),
+            Done::NotFound => Err(self.no_such("payment", account, of).await),
+        }
+    }
+
+    /// Nothing to undo by this id. Requests that were trimmed have left none behind.
+    async fn no_such(&self, what: &str, account: &AccountId, of: &str) -> StoreError {
+        match self.checkpoint(account).await {
+            Ok((0, _)) => StoreError::NotFound(format!("{what} {of}")),
+            Ok(_) => StoreError::NotFound(format!(
+                "{what} {of} (if it was trimmed, correct the balance)"
+            )),
+            Err(error) => error,
         }
     }
 
@@ -148,13 +159,7 @@ impl Shared {
             "not_found" => return Ok(Done::NotFound),
             word => return Err(refused(word, answer, account, id)),
         };
-        let entry = match answer.value() {
-            Ok(::redis::Value::Array(entry)) => {
-                Item::read(::redis::Value::Array(entry))?.entry()?
-            }
-            // It was trimmed away.
-            _ => return Err(StoreError::NotFound(format!("entry of {id}"))),
-        };
+        let entry = Item::read(answer.value()?)?.entry()?;
         if let Some(Ok(due)) = answer.next().map(super::reply::text)
             && let Ok(due) = super::reply::number(&due)
         {

@@ -4,18 +4,67 @@ use redis::Value;
 
 use super::OpenError;
 use super::address::Address;
-use super::link::Link;
+use super::link::{Away, Conn, Link};
+use super::reply;
 
 /// The oldest versions that have what the scripts use.
 const REDIS: u32 = 7;
 const VALKEY: u32 = 8;
 
-/// Looks at every master, and says all that is wrong at once.
+/// What is looked at before a server is used for the first time.
+pub(super) struct Vet {
+    pub address: Address,
+    /// It is used although it is unfit.
+    pub anyway: bool,
+    /// The key that is there while a copy is put back; none for who does that.
+    pub restoring: Option<String>,
+}
+
+/// Why a server is not used.
+pub(super) enum Unready {
+    /// It does not answer, or not now.
+    Away(String),
+    /// It must not be used as it is.
+    Unfit(OpenError),
+}
+
+impl From<Away> for Unready {
+    fn from(Away(why): Away) -> Self {
+        Self::Away(why)
+    }
+}
+
+impl Vet {
+    /// Looks at every master, and says all that is wrong at once.
+    pub(super) async fn look(&self, link: &Link, conn: &mut Conn) -> Result<(), Unready> {
+        let mut info = redis::cmd("INFO");
+        info.arg("everything");
+        let infos = link.ask_each_master(conn, &info).await?;
+        self.check(&infos.iter().map(text).collect::<Vec<_>>()).map_err(Unready::Unfit)?;
+        let Some(restoring) = &self.restoring else { return Ok(()) };
+        let mut get = redis::cmd("GET");
+        get.arg(restoring);
+        match reply::maybe(link.ask_patiently(conn, &get).await?) {
+            Ok(None) => Ok(()),
+            _ => Err(Unready::Unfit(OpenError(format!(
+                "a backup was not wholly restored into {}: run farebox store restore again",
+                self.address
+            )))),
+        }
+    }
+
+    fn check(&self, infos: &[String]) -> Result<(), OpenError> {
+        let Self { address, anyway, .. } = self;
+        check(infos, address, *anyway)
+    }
+}
+
+/// All that is wrong with the servers of a store.
 ///
 /// # Errors
 ///
 /// [`OpenError`], unless `anyway`: then it is only logged.
-pub(super) async fn check(link: &Link, address: &Address, anyway: bool) -> Result<(), OpenError> {
+fn check(infos: &[String], address: &Address, anyway: bool) -> Result<(), OpenError> {
     let mut problems = Vec::new();
     if address.is_remote() && !address.has_password() {
         problems.push(String::from(
@@ -23,12 +72,8 @@ pub(super) async fn check(link: &Link, address: &Address, anyway: bool) -> Resul
              requirepass, and give it in FAREBOX_REDIS_PASSWORD",
         ));
     }
-    let mut info = redis::cmd("INFO");
-    info.arg("everything");
-    let away =
-        |_| OpenError(format!("the store {address} does not tell about itself (INFO): allow it"));
-    for answer in link.of_each_master(&info).await.map_err(away)? {
-        for problem in problems_of(&text(&answer)) {
+    for info in infos {
+        for problem in problems_of(info) {
             if !problems.contains(&problem) {
                 problems.push(problem);
             }
@@ -48,7 +93,7 @@ pub(super) async fn check(link: &Link, address: &Address, anyway: bool) -> Resul
     )))
 }
 
-fn text(answer: &Value) -> String {
+pub(super) fn text(answer: &Value) -> String {
     match answer {
         Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
         Value::VerbatimString { text, .. } | Value::SimpleString(text) => text.clone(),
@@ -56,11 +101,14 @@ fn text(answer: &Value) -> String {
     }
 }
 
+/// A field of `INFO`.
+pub(super) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
+}
+
 /// What is wrong by what a server tells about itself.
-fn problems_of(info: &str) -> Vec<String> {
-    let value = |name: &str| {
-        info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
-    };
+pub(super) fn problems_of(info: &str) -> Vec<String> {
+    let value = |name: &str| field(info, name);
     let major = |version: &str| version.split('.').next().and_then(|n| n.parse::<u32>().ok());
     let mut problems = Vec::new();
     let is_old = match (value("valkey_version"), value("redis_version")) {
@@ -101,11 +149,7 @@ pub(super) fn epoch_of(infos: &[Value]) -> String {
         .iter()
         .map(|info| {
             let info = text(info);
-            let of = |name: &str| {
-                let found =
-                    info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
-                found.unwrap_or_default().to_owned()
-            };
+            let of = |name: &str| field(&info, name).unwrap_or_default().to_owned();
             format!("{}.{}", of("run_id"), of("master_replid"))
         })
         .collect();

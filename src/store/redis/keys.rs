@@ -228,13 +228,15 @@ impl Shared {
             None => "0-0".into(),
         };
         let last: Millis = seen.split('-').next().and_then(|ts| ts.parse().ok()).unwrap_or(0);
+        let trimmed = self.checkpoint(&key.account).await?.1.requests_before;
         let now = self.now().await?.max(last);
         let zone = key.limits.time_zone();
         caps.push(seen.clone());
         for period in [Period::Day, Period::Week, Period::Month, Period::Total] {
             let range = period.around(now, &zone);
             let until = range.end;
-            caps.push(self.spent(&key.account, &key.id, range, &seen).await?.nano().to_string());
+            let spent = self.spent(&key.account, &key.id, range, &seen, trimmed).await?;
+            caps.push(spent.nano().to_string());
             if period != Period::Total {
                 caps.push(until.to_string());
             }

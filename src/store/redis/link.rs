@@ -22,7 +22,9 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::timeout;
 
 use super::OpenError;
-use super::address::{Address, Connector};
+use super::address::Connector;
+use super::check::{Unready, Vet};
+use super::reply::{self, Reply};
 use super::script::Call;
 use crate::store::StoreError;
 
@@ -50,7 +52,7 @@ impl Timeouts {
 
 /// Why a command has no answer. Whether it ran is unknown.
 #[derive(Clone, Debug)]
-pub(super) struct Away(String);
+pub(super) struct Away(pub String);
 
 impl From<Away> for StoreError {
     fn from(Away(why): Away) -> Self {
@@ -61,7 +63,7 @@ impl From<Away> for StoreError {
 /// A connection, and where it leads: money may have one of its own, on which it waits for
 /// replicas.
 #[derive(Clone)]
-enum Conn {
+pub(super) enum Conn {
     Single(MultiplexedConnection),
     Cluster(ClusterConnection),
 }
@@ -93,6 +95,9 @@ pub(super) struct Link {
     failures: AtomicU32,
     lost: Notify,
     is_closed: AtomicBool,
+    vet: Vet,
+    /// Whether the server was found fit, once.
+    is_vetted: AtomicBool,
 }
 
 enum State {
@@ -101,18 +106,20 @@ enum State {
 }
 
 impl Link {
-    /// Connects.
+    /// Connects, and looks whether the server is fit. One that is away is waited for, if it
+    /// may be; then it is looked at when it comes.
     ///
     /// # Errors
     ///
-    /// [`OpenError`], when nobody answers there, or not as whom we call.
+    /// [`OpenError`], when nobody answers there, or not as whom we call, or it is unfit.
     pub(super) async fn open(
-        address: &Address,
+        vet: Vet,
         timeouts: Timeouts,
         replicas: u32,
         probe: String,
+        may_be_away: bool,
     ) -> Result<Arc<Self>, OpenError> {
-        let connector = address.connector((timeouts.connect, timeouts.patient()))?;
+        let connector = vet.address.connector((timeouts.connect, timeouts.patient()))?;
         let link = Arc::new(Self {
             connector: Mutex::new(connector),
             timeouts,
@@ -122,16 +129,45 @@ impl Link {
             failures: AtomicU32::new(0),
             lost: Notify::new(),
             is_closed: AtomicBool::new(false),
+            vet,
+            is_vetted: AtomicBool::new(false),
         });
-        let conns = link.connect().await.map_err(|error| {
-            OpenError(format!(
-                "the store {address} does not answer ({error}): start it, or correct its address, \
-                 user and password"
-            ))
-        })?;
-        link.state.store(Arc::new(State::Up(conns)));
+        match link.connect_fit().await {
+            Ok(conns) => link.state.store(Arc::new(State::Up(conns))),
+            Err(Unready::Away(why)) if may_be_away => {
+                tracing::error!("{why}; nothing is admitted until it is there");
+                link.state.store(Arc::new(State::Down(why)));
+                link.lost.notify_one();
+            }
+            Err(Unready::Away(why)) => {
+                return Err(OpenError(format!(
+                    "{why}: start it, or correct its address, user and password"
+                )));
+            }
+            Err(Unready::Unfit(error)) => return Err(error),
+        }
         tokio::spawn(keep(Arc::downgrade(&link)));
         Ok(link)
+    }
+
+    /// A connection to a server that was found fit, now or before.
+    async fn connect_fit(&self) -> Result<Conns, Unready> {
+        let address = &self.vet.address;
+        let mut conns = self.connect().await.map_err(|error| {
+            let why = format!("the store {address} does not answer ({error})");
+            match may_come(&error) {
+                true => Unready::Away(why),
+                false => {
+                    let remedy = "start it, or correct its address, user and password";
+                    Unready::Unfit(OpenError(format!("{why}: {remedy}")))
+                }
+            }
+        })?;
+        if !self.is_vetted.load(Ordering::Relaxed) {
+            self.vet.look(self, &mut conns.quick).await?;
+            self.is_vetted.store(true, Ordering::Relaxed);
+        }
+        Ok(conns)
     }
 
     /// The result of a command that a request waits for.
@@ -204,10 +240,19 @@ impl Link {
 
     /// The answer of each master to a question about itself.
     pub(super) async fn of_each_master(&self, cmd: &Cmd) -> Result<Vec<Value>, Away> {
-        let patience = self.timeouts.patient();
         let mut conn = self.conns()?.quick;
-        let Conn::Cluster(cluster) = &mut conn else {
-            return Ok(vec![self.patient(cmd).await?]);
+        self.ask_each_master(&mut conn, cmd).await
+    }
+
+    /// As [`Link::of_each_master`], on a connection that is not in use yet.
+    pub(super) async fn ask_each_master(
+        &self,
+        conn: &mut Conn,
+        cmd: &Cmd,
+    ) -> Result<Vec<Value>, Away> {
+        let patience = self.timeouts.patient();
+        let Conn::Cluster(cluster) = conn else {
+            return Ok(vec![self.ask_patiently(conn, cmd).await?]);
         };
         let masters = MultipleNodeRoutingInfo::AllMasters;
         let routing = RoutingInfo::MultiNode((masters, Some(ResponsePolicy::Special)));
@@ -216,6 +261,66 @@ impl Link {
             Value::Map(answers) => Ok(answers.into_iter().map(|(_, answer)| answer).collect()),
             other => Ok(vec![other]),
         }
+    }
+
+    /// As [`Link::patient`], on a connection that is not in use yet.
+    pub(super) async fn ask_patiently(&self, conn: &mut Conn, cmd: &Cmd) -> Result<Value, Away> {
+        self.ask(conn, cmd, self.timeouts.patient()).await.map_err(Failure::away)
+    }
+
+    /// All keys that match a pattern, of every master.
+    pub(super) async fn keys_like(&self, pattern: &str) -> Result<Vec<String>, Away> {
+        let odd = |_| Away("the store answered what it was not asked".into());
+        let mut keys = Vec::new();
+        for master in self.masters().await? {
+            let mut cursor = String::from("0");
+            loop {
+                let mut cmd = redis::cmd("SCAN");
+                cmd.arg(&cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
+                let mut answer =
+                    Reply::of(self.ask_master(master.as_ref(), cmd).await?).map_err(odd)?;
+                cursor = answer.text().map_err(odd)?;
+                for key in answer.list().map_err(odd)? {
+                    keys.push(reply::text(key).map_err(odd)?);
+                }
+                if cursor == "0" {
+                    break;
+                }
+            }
+        }
+        Ok(keys)
+    }
+
+    /// The masters of a cluster by host and port; elsewhere there is one, and no need to say which.
+    async fn masters(&self) -> Result<Vec<Option<(String, u16)>>, Away> {
+        let Conn::Cluster(mut cluster) = self.conns()?.quick else { return Ok(vec![None]) };
+        let routing = (MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::Special));
+        let ping = cluster.route_command(redis::cmd("PING"), RoutingInfo::MultiNode(routing));
+        let patience = self.timeouts.patient();
+        let answer = self.judge(timeout(patience, ping).await, patience).map_err(Failure::away)?;
+        let Value::Map(answers) = answer else { return Err(Away("no master answers".into())) };
+        let address = |name: Value| {
+            let name = reply::text(name).ok()?;
+            let (host, port) = name.rsplit_once(':')?;
+            Some(Some((host.to_owned(), port.parse().ok()?)))
+        };
+        let masters: Option<_> = answers.into_iter().map(|(name, _)| address(name)).collect();
+        masters.ok_or_else(|| Away("a node of the cluster has no address".into()))
+    }
+
+    async fn ask_master(&self, master: Option<&(String, u16)>, cmd: Cmd) -> Result<Value, Away> {
+        let (Some((host, port)), Conn::Cluster(mut cluster)) = (master, self.conns()?.quick) else {
+            return self.patient(&cmd).await;
+        };
+        let node = SingleNodeRoutingInfo::ByAddress { host: host.clone(), port: *port };
+        let patience = self.timeouts.patient();
+        let routed = cluster.route_command(cmd, RoutingInfo::SingleNode(node));
+        self.judge(timeout(patience, routed).await, patience).map_err(Failure::away)
+    }
+
+    /// Replicas that must have a debit before it is acknowledged.
+    pub(super) fn replicas(&self) -> u32 {
+        self.replicas
     }
 
     /// Whether something could be written now.
@@ -341,7 +446,10 @@ impl Link {
 
     /// Connects again and tries whether something can be written.
     async fn mend(&self) -> Result<Conns, String> {
-        let mut conns = self.connect().await.map_err(|error| error.to_string())?;
+        let mut conns = self.connect_fit().await.map_err(|unready| match unready {
+            Unready::Away(why) => why,
+            Unready::Unfit(error) => error.to_string(),
+        })?;
         match timeout(self.timeouts.patient(), conns.quick.ask(&self.probe_cmd())).await {
             Ok(Ok(_)) => Ok(conns),
             Ok(Err(error)) => Err(error.to_string()),
@@ -371,13 +479,45 @@ async fn keep(link: Weak<Link>) {
                     strong.state.store(Arc::new(State::Up(conns)));
                     tracing::info!("the store is back");
                 }
-                Err(why) => strong.state.store(Arc::new(State::Down(why))),
+                Err(why) => {
+                    if !matches!(&**strong.state.load(), State::Down(before) if *before == why) {
+                        tracing::warn!("{why}");
+                    }
+                    strong.state.store(Arc::new(State::Down(why)));
+                }
             }
         }
         if strong.is_closed.load(Ordering::SeqCst) {
             strong.state.store(Arc::new(State::Down("the store is closed".into())));
             return;
         }
+    }
+}
+
+/// Whether a server that could not be connected to may come to be there by itself: nobody
+/// answers, or not yet. That it knows another password, or speaks no TLS, is for a person.
+fn may_come(error: &RedisError) -> bool {
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+    let is_talk = |io: &std::io::Error| {
+        use std::io::ErrorKind::{InvalidData, InvalidInput, PermissionDenied};
+        matches!(io.kind(), InvalidData | InvalidInput | PermissionDenied)
+    };
+    // Of a cluster only the words tell why.
+    let said = error.to_string();
+    let is_refusal = ["WRONGPASS", "NOAUTH", "NOPERM", "uthentication", "certificate"]
+        .iter()
+        .any(|word| said.contains(word));
+    match error.kind() {
+        ErrorKind::Io => !io.is_some_and(is_talk) && !is_refusal,
+        ErrorKind::ClusterConnectionNotFound => !is_refusal,
+        ErrorKind::Server(kind) => matches!(
+            kind,
+            ServerErrorKind::BusyLoading
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::TryAgain
+        ),
+        _ => false,
     }
 }
 

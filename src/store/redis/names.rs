@@ -43,6 +43,8 @@ pub(super) enum Name {
     Spent,
     /// Hash: limit a minute and key → how full it is.
     Rates,
+    /// Hash: what stands for entries and requests that were trimmed.
+    Trimmed,
 }
 
 impl Name {
@@ -67,6 +69,7 @@ impl Name {
             Self::Terms => "TERMS",
             Self::Spent => "SPENT",
             Self::Rates => "RATE",
+            Self::Trimmed => "TRIMMED",
         }
     }
 
@@ -90,6 +93,7 @@ impl Name {
             Self::Terms => "terms",
             Self::Spent => "spent",
             Self::Rates => "rate",
+            Self::Trimmed => "trimmed",
         }
     }
 }
@@ -149,6 +153,26 @@ impl Names {
     /// Sorted set: accounts in which something is due, by when.
     pub(super) fn due(&self) -> String {
         format!("{}:due", self.prefix)
+    }
+
+    /// What the scripts need not know: a key without the prefix, and with it.
+    pub(super) fn bare<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&self.prefix)?.strip_prefix(':')
+    }
+
+    /// The key of which [`Names::bare`] is the rest.
+    pub(super) fn whole(&self, bare: &str) -> String {
+        format!("{}:{bare}", self.prefix)
+    }
+
+    /// There while a copy is put back.
+    pub(super) fn restoring(&self) -> String {
+        self.whole("restoring")
+    }
+
+    /// A word for the history that a copy began.
+    pub(super) fn generation(&self) -> String {
+        self.whole("generation")
     }
 
     /// Written to find out whether anything can be.

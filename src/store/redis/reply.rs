@@ -116,6 +116,13 @@ pub(super) fn refused(word: &str, mut rest: Reply, account: &AccountId, id: &str
             Ok(left) => LedgerError::MoreThanWasBooked { left }.into(),
             Err(odd) => odd.into(),
         },
+        "trimmed" => match (rest.text(), rest.text()) {
+            (Ok(id), Ok(seq)) => StoreError::Conflict(format!(
+                "{id} was booked as entry {seq}, which was trimmed; correct the balance by an \
+                 adjustment"
+            )),
+            _ => Odd.into(),
+        },
         "not_open" => {
             let status = rest.text().unwrap_or_default();
             let what = format!("the account {account} is {status} and takes no credits");

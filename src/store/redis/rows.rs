@@ -22,6 +22,7 @@ pub(super) fn count(count: u64) -> u64 {
 }
 
 /// An item of a stream: its id, and its fields by name.
+#[derive(Clone)]
 pub(super) struct Item {
     pub id: String,
     fields: Vec<(String, String)>,
@@ -37,6 +38,12 @@ impl Item {
             fields.push((text(name)?, list.text()?));
         }
         Ok(Self { id, fields })
+    }
+
+    /// Its id, and its fields and values as they are.
+    pub(super) fn parts(self) -> (String, Vec<String>) {
+        let values = self.fields.into_iter().flat_map(|(name, value)| [name, value]);
+        (self.id, values.collect())
     }
 
     fn take(&mut self, name: &str) -> Option<String> {

@@ -123,6 +123,10 @@ pub(super) struct Scripts {
     pub key_use: Script,
     pub configure: Script,
     pub books_head: Script,
+    pub trim: Script,
+    pub extent: Script,
+    pub snapshot: Script,
+    pub load: Script,
     pub document: Script,
     pub put_document: Script,
     pub own: Script,
@@ -133,7 +137,7 @@ impl Scripts {
     pub(super) fn new() -> Self {
         use Name::{
             Account, Entries, Flights, Hourly, Hours, Keys, Lost, LotOrder, Lots, Operations,
-            Others, Places, Rates, Running, Spent, Terms, Undone, Usage,
+            Others, Places, Rates, Running, Spent, Terms, Trimmed, Undone, Usage,
         };
         const MONEY: &[Name] = &[Account, LotOrder, Lots, Entries, Others, Operations, Undone];
         const WHOLE: &[Name] = &[
@@ -170,9 +174,22 @@ impl Scripts {
             ),
             configure: writes(&[Account], &[include_str!("lua/configure.lua")]),
             books_head: reads(
-                &[Account, Lots, Usage, Hours, Hourly, Flights],
+                &[Account, Lots, Usage, Hours, Hourly, Flights, Trimmed],
                 &[BOOKS, FLIGHTS, include_str!("lua/books_head.lua")],
             ),
+            trim: writes(
+                &[Trimmed, Entries, Others, Undone, Usage, Lost],
+                &[BOOKS, include_str!("lua/trim.lua")],
+            ),
+            extent: reads(&[Account, Entries, Trimmed], &[BOOKS, include_str!("lua/extent.lua")]),
+            snapshot: reads(
+                &[
+                    Account, LotOrder, Lots, Operations, Undone, Usage, Hours, Hourly, Lost, Keys,
+                    Terms, Spent, Trimmed,
+                ],
+                &[BOOKS, FLIGHTS, include_str!("lua/snapshot.lua")],
+            ),
+            load: writes(&[], &[include_str!("lua/load.lua")]),
             document: reads(&[], &[BOOKS, include_str!("lua/document.lua")]),
             put_document: writes(&[], &[BOOKS, include_str!("lua/put_document.lua")]),
             own: writes(&[], &[BOOKS, include_str!("lua/own.lua")]),

@@ -20,7 +20,7 @@ use crate::time::rfc3339;
 /// Rows or sums that are read in one step.
 const STEP: usize = 1000;
 /// The names of the sums of an hour, each of which is left out while it is nothing.
-const LETTERS: [&str; 7] = ["r", "i", "c", "w", "o", "x", "e"];
+pub(super) const LETTERS: [&str; 7] = ["r", "i", "c", "w", "o", "x", "e"];
 
 /// Sums of one hour, model, key, tag and upstream.
 pub(super) struct Hour {
@@ -97,17 +97,18 @@ impl Shared {
     }
 
     /// What the requests of a key were charged within a range, and how far that has counted:
-    /// a place among the rows.
+    /// a place among the rows. Of hours before `trimmed` only the sums are whole.
     pub(super) async fn spent(
         &self,
         account: &AccountId,
         key: &str,
         range: Range<Millis>,
         seen: &str,
+        trimmed: Millis,
     ) -> Result<Credits, StoreError> {
         // Only the rows of the hour that `seen` is in can become more.
         let last: Millis = seen.split('-').next().and_then(|ts| ts.parse().ok()).unwrap_or(0);
-        let edge = last - last % HOUR_MS;
+        let edge = (last - last % HOUR_MS).max(trimmed);
         let start = range.start.clamp(0, edge);
         let Cut { before, hours, after } = Cut::of(start..edge.min(range.end).max(start));
         let filter = UsageFilter { key: Some(key.into()), ..UsageFilter::default() };

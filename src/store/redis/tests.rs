@@ -19,11 +19,13 @@ mod server;
 #[path = "../../../tests/servers/relay.rs"]
 mod relay;
 
+mod copies;
 mod differential;
 mod faults;
 mod kinds;
 mod sound;
 mod traps;
+mod trimming;
 
 // The same files stand below the other store.
 #[path = "../examples/bench.rs"]
@@ -42,6 +44,8 @@ mod model;
 mod pages;
 #[path = "../examples/requests.rs"]
 mod requests;
+#[path = "../examples/trims.rs"]
+mod trims;
 
 /// Random histories of each kind.
 const CASES: u32 = 40;

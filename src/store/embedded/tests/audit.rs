@@ -1,54 +1,10 @@
 //! Every invariant is found broken by name, and a store that is in use is found sound.
 
 use rusqlite::Connection;
-use tokio::sync::mpsc;
 
+use super::trims::{eventful, run};
 use super::*;
-use crate::billing::audit::{Invariant, Tally, Violation};
-use crate::store::audit::{Event, audit};
-
-pub(super) async fn run(bench: &Bench, account: Option<AccountId>) -> (Tally, Vec<Violation>) {
-    let (sender, mut events) = mpsc::channel(64);
-    tokio::spawn(audit(bench.store.clone(), account, sender));
-    let mut violations = Vec::new();
-    loop {
-        match events.recv().await.expect("an audit says how it ended") {
-            Event::Violation(violation) => violations.push(violation),
-            Event::Progress { .. } => {}
-            Event::Done(tally) => return (*tally, violations),
-            Event::Failed { message } => panic!("{message}"),
-        }
-    }
-}
-
-/// A store in which everything happened that can happen to a balance.
-pub(super) async fn eventful() -> Bench {
-    let bench = Bench::with("5").await;
-    bench.promo("gift", "1", 1000).await.unwrap();
-    bench.settle("req_a", "0.4").await.unwrap();
-    bench.store.refund(undo("req_a", None, "back")).await.unwrap();
-    bench.set_clock(START + 2000);
-    bench.settle("req_b", "0.3").await.unwrap();
-    bench.settle("req_c", "9").await.unwrap();
-    bench.top_up("more", "7").await.unwrap();
-    bench.store.refund(undo("req_c", None, "back 2")).await.unwrap();
-    bench.grant(Kind::Adjust, "fix", "-0.5").await.unwrap();
-    bench.store.reverse(undo("more", None, "dispute")).await.unwrap();
-    bench.settle("req_d", "0").await.unwrap();
-    let failed = Settlement { outcome: Outcome::UpstreamError, ..settlement("req_e", "0") };
-    bench.store.settle(failed).await.unwrap();
-    bench.store.create_account(AccountId("in-debt".into()), String::new()).await.unwrap();
-    let in_debt = Settlement { account: AccountId("in-debt".into()), ..settlement("req_f", "2") };
-    bench.store.settle(in_debt).await.unwrap();
-    let ended = AccountId("ended".into());
-    bench.store.create_account(ended.clone(), String::new()).await.unwrap();
-    let grant = Grant { account: ended.clone(), ..granting(Kind::Topup, "last", "3") };
-    bench.store.grant(grant).await.unwrap();
-    bench.store.close_account(&ended, "end".into()).await.unwrap();
-    let late = Settlement { account: ended.clone(), ..settlement("req_late", "1") };
-    bench.store.settle(late).await.unwrap();
-    bench
-}
+use crate::billing::audit::Invariant;
 
 #[tokio::test]
 async fn whatever_happened_to_a_balance_adds_up() {

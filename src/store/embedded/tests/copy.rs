@@ -1,8 +1,8 @@
-//! Backups and their way back, and the trim of what is old.
+//! Backups and their way back, and what is not trimmed.
 
 use rusqlite::Connection;
 
-use super::audit::{eventful, run};
+use super::trims::{eventful, run};
 use super::*;
 use crate::store::embedded::copy::{self, CopyError, backup, restore};
 
@@ -74,68 +74,6 @@ async fn what_is_not_a_sound_store_of_ours_is_not_restored() {
     }
     let Err(exists) = backup(&bench.path(), &file("text.db")) else { panic!("written over") };
     assert!(matches!(exists, CopyError::Io { .. }), "{exists}");
-}
-
-#[tokio::test]
-async fn what_is_trimmed_leaves_balances_sums_and_the_audit_as_they_were() {
-    let bench = eventful().await;
-    // More than one step of a trim, over hours of which the last stays in part.
-    for n in 0..2500_i64 {
-        bench.set_clock(START + 5000 + n * 1000);
-        bench.settle(&format!("req_{n:05}"), "0.001").await.unwrap();
-    }
-    let before = START + 5000 + 2400 * 1000;
-    let (balance, lots) = (bench.balance().await, bench.lots(LotFilter::All).await);
-    let summary = async || {
-        let utc = jiff::tz::TimeZone::UTC;
-        bench.store.summary(&account(), UsageFilter::default(), Group::Model, utc).await.unwrap()
-    };
-    let sums = summary().await;
-    let (whole, _) = run(&bench, None).await;
-
-    for _ in 0..2 {
-        bench.store.trim(&account(), before).await.unwrap();
-        let (tally, violations) = run(&bench, None).await;
-        assert_eq!(violations, []);
-        assert_eq!(tally.entries + tally.trimmed, whole.entries);
-        assert_eq!((tally.balance, &tally.kinds), (whole.balance, &whole.kinds));
-        assert!(tally.trimmed > 2400);
-        let page = Page { cursor: None, limit: 500 };
-        let oldest = EntryFilter::default();
-        let kept = bench.store.entries_oldest_first(&account(), oldest, page).await.unwrap().data;
-        assert_eq!((kept.len(), kept[0].ts), (100, before));
-        let since = EntryFilter { since: Some(before + 1), ..EntryFilter::default() };
-        let found = bench.store.entries(&account(), since, ALL).await.unwrap();
-        assert_eq!(found.data.len(), 99);
-    }
-    assert_eq!(bench.balance().await, balance);
-    assert_eq!(bench.lots(LotFilter::All).await, lots);
-    assert_eq!(summary().await, sums);
-
-    // It goes on: new entries, and a second trim of what was kept.
-    bench.set_clock(START + 40 * DAY);
-    bench.settle("req_new", "0.1").await.unwrap();
-    bench.store.trim(&account(), START + 30 * DAY).await.unwrap();
-    let (tally, violations) = run(&bench, None).await;
-    assert_eq!((violations.len(), bench.entries().await.len()), (0, 1));
-    assert_eq!(tally.trimmed + tally.entries, whole.entries + 1);
-}
-
-#[tokio::test]
-async fn what_was_trimmed_is_said_to_be_and_is_never_booked_again() {
-    let bench = eventful().await;
-    bench.set_clock(START + 40 * DAY);
-    bench.store.trim(&account(), START + 30 * DAY).await.unwrap();
-    let balance = bench.balance().await;
-    // A payment keeps its id for ever.
-    let again = bench.top_up("more", "7").await;
-    assert!(matches!(&again, Err(StoreError::Conflict(why)) if why.contains("was trimmed")));
-    let refund = bench.store.refund(undo("req_b", None, "late")).await;
-    assert!(matches!(&refund, Err(StoreError::NotFound(why)) if why.contains("if it was trimmed")));
-    let reversal = bench.store.reverse(undo("before", None, "late 2")).await;
-    assert!(matches!(&reversal, Err(StoreError::Conflict(why)) if why.contains("was trimmed")));
-    assert_eq!(bench.balance().await, balance);
-    assert_eq!(run(&bench, None).await.1, []);
 }
 
 #[tokio::test]

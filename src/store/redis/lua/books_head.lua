@@ -14,5 +14,6 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', HOURS, hour, '+inf')) do
 end
 return {
   'ok', stored[1], stored[2], stored[3], stored[4], last and last[1] or '', hour,
-  redis.call('HGETALL', LOT), redis.call('HGETALL', FLY), sums,
+  redis.call('HMGET', TRIMMED, 'step', 'state'), redis.call('HGETALL', LOT),
+  redis.call('HGETALL', FLY), sums,
 }

@@ -11,7 +11,10 @@ if books.status == 'closed' then return { 'not_open', books.status } end
 local done, seq = redis.call('HGET', OP, of), nil
 if done then _, seq = done_before(done) end
 local payment = to_undo(seq, 'topup', of)
-if not payment then return { 'not_found' } end
+if not payment then
+  if done and seq ~= '-' and not entry_at(seq) then return { 'trimmed', of, seq } end
+  return { 'not_found' }
+end
 
 local undoing, refused = amount_of(seq, tonumber(payment.a), asked)
 if refused then return refused end

@@ -7,7 +7,9 @@ local function undone_before(id, print)
   if done then
     local first, seq = done_before(done)
     if first ~= print then return { 'conflict' } end
-    return { 'duplicate', entry_at(seq) or '', next_expiry() }
+    local entry = entry_at(seq)
+    if not entry then return { 'trimmed', id, seq } end
+    return { 'duplicate', entry, next_expiry() }
   end
   if redis.call('EXISTS', KEYS[#KEYS]) == 1 then return { 'conflict' } end
 end

@@ -81,6 +81,20 @@ async fn every_operation_stays_in_one_slot_of_a_cluster() {
     let across = cluster.nodes[0].run(&["MGET", "{a}", "{b}"]);
     assert!(across.unwrap_err().contains("CROSSSLOT"));
     sound::assert_sound(&store).await;
+    let status = store.status().await.unwrap();
+    assert_eq!((status.accounts, status.server.unwrap().masters), (12, 3));
+
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::copy(&mut store.backup().await.unwrap(), &mut file).unwrap();
+    let back = Options { prefix: "back".into(), ..options(&cluster.url()) };
+    assert_eq!(copy::restore(file.path(), back).await.unwrap().accounts, 12);
+    for n in 0..12 {
+        let account = AccountId(format!("a{n}").into());
+        store.trim(&account, Millis::MAX).await.unwrap();
+        let left = store.entries(&account, EntryFilter::default(), ALL).await.unwrap();
+        assert_eq!(left.data, []);
+    }
+    sound::assert_sound(&store).await;
     store.close().await.unwrap();
 }
 
@@ -224,4 +238,32 @@ async fn a_debit_waits_for_as_many_replicas_as_are_asked_for() {
     .await;
     replica.in_step_with(&primary);
     assert_eq!(store.account(&account).await.unwrap().balance, credits("-0.3"));
+}
+
+/// Nobody answers: that is waited for. What only a person can mend ends the start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_may_be_waited_for_but_not_one_that_refuses_us() {
+    let mut server = Server::start(FIT);
+    let url = server.url();
+    let waiting = |url: &str| Options { may_be_away: true, ..options(url) };
+    server.set("requirepass", "right");
+    for url in [url.replace("redis://", "redis://:wrong@"), url.clone()] {
+        let opened = Redis::open(waiting(&url)).await;
+        let Err(error) = opened else { panic!("{url} is waited for") };
+        assert!(error.to_string().contains("does not answer"), "{error}");
+    }
+    server.kill();
+    assert!(Redis::open(options(&url)).await.is_err());
+    let store = Redis::open(waiting(&url)).await.unwrap();
+    let away = store.ready().await.unwrap_err().to_string();
+    assert!(away.contains(&server.address()), "{away}");
+    server.restart();
+    eventually("it is there", async || store.ready().await.is_ok()).await;
+    live(&store, "late").await;
+
+    let cluster = Cluster::start(FIT);
+    for node in &cluster.nodes {
+        node.set("requirepass", "right");
+    }
+    assert!(Redis::open(waiting(&cluster.url())).await.is_err());
 }
