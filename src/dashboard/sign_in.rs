@@ -27,6 +27,8 @@ struct Form {
     next: String,
     token: String,
     problem: &'static str,
+    /// Of the session that is there already, which this one will replace.
+    csrf: String,
 }
 
 #[derive(Template)]
@@ -74,12 +76,13 @@ fn landing(site: &Site, who: &Who) -> String {
 ///
 /// # Errors
 ///
-/// When the template fails.
+/// When the template fails, or the store cannot be read.
 pub async fn form(
     Shared(state): Shared<State>,
+    Visitor(visitor): Visitor,
     Query(Next { next }): Query<Next>,
 ) -> Result<Response, Failure> {
-    show(&state, StatusCode::OK, next.unwrap_or_default(), String::new(), "")
+    show(&state, visitor, StatusCode::OK, next.unwrap_or_default(), String::new(), "")
 }
 
 /// A link that an operator handed out: asks before it is used up, since programs that look
@@ -87,16 +90,18 @@ pub async fn form(
 ///
 /// # Errors
 ///
-/// When the template fails.
+/// When the template fails, or the store cannot be read.
 pub async fn follow(
     Shared(state): Shared<State>,
+    Visitor(visitor): Visitor,
     Path(token): Path<String>,
 ) -> Result<Response, Failure> {
-    show(&state, StatusCode::OK, String::new(), token, "")
+    show(&state, visitor, StatusCode::OK, String::new(), token, "")
 }
 
 fn show(
     state: &State,
+    visitor: Option<Session>,
     status: StatusCode,
     next: String,
     token: String,
@@ -110,6 +115,7 @@ fn show(
         next,
         token,
         problem,
+        csrf: visitor.map(|session| session.csrf).unwrap_or_default(),
     };
     Ok((status, Html(form.render()?)).into_response())
 }
@@ -122,7 +128,7 @@ fn show(
 pub async fn submit(
     Shared(state): Shared<State>,
     headers: HeaderMap,
-    Post { form, .. }: Post<Credentials>,
+    Post { form, session }: Post<Credentials>,
 ) -> Result<Response, Failure> {
     let key = form.key.trim();
     let who = if KeyHash::of(key).matches(&state.admin_key) {
@@ -142,7 +148,8 @@ pub async fn submit(
             "This is neither the admin key nor a sign-in code."
         };
         let next = form.next.unwrap_or_default();
-        return show(&state, StatusCode::UNPROCESSABLE_ENTITY, next, String::new(), problem);
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        return show(&state, session, status, next, String::new(), problem);
     };
     // Whoever was signed in here before is no more.
     Session::end(&state, &headers).await?;

@@ -6,6 +6,7 @@ mod keys;
 use fantoccini::Locator;
 use serde_json::json;
 
+use crate::pages::look::keep_pictures;
 use crate::pages::signed_in;
 use crate::support::account::{Account, chat};
 use crate::support::answer::Answer;
@@ -83,20 +84,14 @@ fn value_of(page: &str, name: &str) -> String {
     rest.split('"').next().unwrap().to_owned()
 }
 
-/// Keeps a picture of the page, if somebody wants to look at it.
+/// Keeps pictures of the page in both colours, if somebody wants to look at them.
 async fn picture(browser: &Browser, name: &str) {
-    let Ok(folder) = std::env::var("FAREBOX_SCREENSHOTS") else { return };
-    for width in [390, 1280] {
-        browser.resize(width, 900).await;
-        let height =
-            browser.eval("return document.documentElement.scrollHeight", json!(null)).await;
-        let height = u32::try_from(height.as_u64().unwrap()).unwrap() + 150;
-        browser.resize(width, height.clamp(600, 6000)).await;
-        let png = browser.client.screenshot().await.unwrap();
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(format!("{folder}/{name}-{width}.png"), png).unwrap();
+    for theme in ["light", "dark", "system"] {
+        browser.eval("document.documentElement.dataset.theme = arguments[0]", theme).await;
+        if theme != "system" {
+            keep_pictures(browser, &format!("{name} {theme}")).await;
+        }
     }
-    browser.resize(1280, 900).await;
 }
 
 #[tokio::test]

@@ -12,6 +12,14 @@ use crate::support::proxy::{Proxy, Setup};
 use crate::support::upstream::Upstream;
 use crate::support::{credits, until, within};
 
+mod connection;
+mod equal;
+pub mod look;
+mod many;
+mod states;
+mod tasks;
+mod world;
+
 /// A link that signs the holder of an account in.
 pub async fn link(proxy: &Proxy, account: &str) -> String {
     let made = proxy.admin_post(&format!("/accounts/{account}/sign-in-links"), &json!({})).await;
@@ -127,21 +135,6 @@ async fn pages_and_forms_are_refused_to_strangers_and_other_sites() {
     assert_eq!(leave(csrf).await.status, 303);
     let gone = Call::get(url("/billing/default/wallet")).header("cookie", cookie).reply().await;
     assert_eq!(gone.status, 303);
-}
-
-#[tokio::test]
-async fn no_page_is_wider_than_its_window() {
-    let proxy = Setup::bare().start().await;
-    let browser = signed_in(&proxy, "default").await;
-    for page in PAGES.iter().filter(|page| page.of == Area::Account) {
-        browser.goto(&format!("{}/billing/default/{}", proxy.admin_url(), page.slug)).await;
-        for width in [320, 360, 768, 1280] {
-            browser.resize(width, 800).await;
-            let wide = "const root = document.documentElement;
-                return root.scrollWidth > root.clientWidth ? [root.scrollWidth, innerWidth] : null";
-            assert_eq!(browser.eval(wide, json!(null)).await, json!(null), "{}", page.slug);
-        }
-    }
 }
 
 /// Hostile text, wherever people or programs may name something.

@@ -9,6 +9,7 @@ pub mod books;
 pub mod browser;
 pub mod edits;
 pub mod forms;
+pub mod history;
 pub mod http;
 pub mod load;
 pub mod mailbox;

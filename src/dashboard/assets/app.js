@@ -151,9 +151,13 @@
 
   document.addEventListener("click", (event) => { if (event.target.closest?.("[data-print]")) print(); });
 
-  // Filters that choose from a list need no button.
+  // Filters that are chosen by a pointer need no button. By keys, each arrow is a choice already,
+  // so those wait for the button.
+  let byKey = false;
+  document.addEventListener("keydown", () => { byKey = true; }, true);
+  document.addEventListener("pointerdown", () => { byKey = false; }, true);
   document.addEventListener("change", (event) => {
-    if (event.target.matches?.("form[data-auto] select, form[data-auto] input[type=checkbox]")) event.target.form.requestSubmit();
+    if (!byKey && event.target.matches?.("form[data-auto] select, form[data-auto] input[type=checkbox]")) event.target.form.requestSubmit();
   });
 
   // Keys.

@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""How long the billing pages take over one account with a million requests in 90 days.
+
+  python3 pages.py FAREBOX [--rows 1000000] [--store FILE|redis://…]
+
+Without --store it fills a file by seed.py first. Prints a table: the first answer after a start
+(cold), then the median and the 95th percentile of pages and of the API; the first paint in
+Chromium (chromedriver); and what the pages load, compressed.
+"""
+import argparse, gzip, json, os, pathlib, re, secrets, socket, subprocess, sys, tempfile, time
+import urllib.error, urllib.parse, urllib.request
+
+HERE = pathlib.Path(__file__).parent
+PAGES = ["wallet", "costs?range=90d", "costs?by=key&range=90d", "costs?by=upstream&range=90d",
+         "spending?range=90d", "spending?range=24h", "usage?range=90d",
+         "usage?range=90d&outcome=upstream_cut", "usage?range=90d&model=m3&tag=rare",
+         "usage?range=90d&rows=500", "transactions?range=90d", "transactions?view=hour&range=90d",
+         "transactions?view=day&range=90d", "heartbeats", "keys", "settings", "report"]
+API = ["", "/usage?limit=100", "/usage?limit=500&model=m3", "/usage/summary?by=model&{90d}",
+       "/usage/summary?by=key&{90d}", "/usage/summary?by=upstream&{90d}",
+       "/usage/summary?by=day&tz=Europe/Berlin&{90d}",
+       "/usage/summary?by=day&model=m3&tz=Asia/Kathmandu&{90d}",
+       "/usage/summary?by=model&outcome=upstream_cut&{90d}", "/usage/heartbeats", "/ledger?limit=500",
+       "/lots"]
+PAINT = """const done = arguments[0], paint = () => {
+  const first = performance.getEntriesByName('first-contentful-paint')[0];
+  if (!first) return setTimeout(paint, 20);
+  const loaded = performance.getEntriesByType('resource').map((one) => one.name);
+  done([first.startTime, loaded.filter((one) => new URL(one).origin !== location.origin).length]);
+}; paint();"""
+
+
+class Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_):
+        return None
+
+
+def fetch(url, headers=None, data=None):
+    """The answer to one request, and how long it took in milliseconds."""
+    request = urllib.request.Request(url, data, headers or {})
+    began = time.perf_counter()
+    try:
+        answer = urllib.request.build_opener(Stay).open(request, timeout=120)
+    except urllib.error.HTTPError as error:
+        answer = error
+    body = answer.read()
+    return answer, body, (time.perf_counter() - began) * 1000
+
+
+def quantile(values, part):
+    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
+
+
+class Farebox:
+    """The program on a store, and a session of the operator."""
+
+    def __init__(self, program, store, folder):
+        self.key = "fbx_admin_" + secrets.token_hex(24)
+        (folder / "farebox.toml").write_text('[[upstream]]\nname = "openai"\nkind = "openai"\n'
+                                             'base_url = "http://127.0.0.1:9/v1"\n')
+        env = {"PATH": os.environ["PATH"], "HOME": str(folder), "FAREBOX_STORE": store,
+               "FAREBOX_CONFIG": str(folder / "farebox.toml"), "FAREBOX_LISTEN": "127.0.0.1:0",
+               "FAREBOX_ADMIN_LISTEN": "127.0.0.1:0", "FAREBOX_ADMIN_KEY": self.key,
+               "FAREBOX_PRICING": str(HERE / "../pricing.toml"), "OPENAI_API_KEY": "none"}
+        self.process = subprocess.Popen([program, "serve"], env=env, cwd=folder, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.url = ""
+        for line in self.process.stdout:
+            if found := re.search(r"control plane on (http://\S+)", line):
+                self.url = found[1]
+                break
+        if not self.url:
+            sys.exit("farebox did not start")
+        form = urllib.parse.urlencode({"key": self.key}).encode()
+        answer, _, _ = fetch(self.url + "/sign-in", {"Sec-Fetch-Site": "same-origin"}, form)
+        self.cookie = answer.headers["Set-Cookie"].split(";")[0]
+
+    def page(self, path):
+        answer, body, took = fetch(self.url + path, {"Cookie": self.cookie + "; farebox_zone=Europe/Berlin"})
+        assert answer.status == 200, (path, answer.status, body[:300])
+        return body, took
+
+    def api(self, path):
+        answer, body, took = fetch(self.url + path, {"Authorization": f"Bearer {self.key}"})
+        assert answer.status == 200, (path, answer.status, body[:300])
+        return body, took
+
+    def end(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+class Chromium:
+    def __init__(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL)
+        self.url = f"http://127.0.0.1:{port}/session"
+        for _ in range(100):
+            try:
+                fetch(f"http://127.0.0.1:{port}/status")
+                break
+            except urllib.error.URLError:
+                time.sleep(.1)
+        args = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"]
+        ask = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": {"args": args}}}}
+        self.url += "/" + self.ask("", ask)["sessionId"]
+
+    def ask(self, path, body):
+        data = json.dumps(body).encode()
+        _, answer, _ = fetch(self.url + path, {"Content-Type": "application/json"}, data)
+        return json.loads(answer)["value"]
+
+    def paint(self, url):
+        self.ask("/url", {"url": url})
+        return self.ask("/execute/async", {"script": PAINT, "args": []})
+
+    def end(self):
+        urllib.request.urlopen(urllib.request.Request(self.url, method="DELETE")).read()
+        self.driver.terminate()
+        self.driver.wait()
+
+
+def times(name, ask, often):
+    _, cold = ask(name)
+    warm = [ask(name)[1] for _ in range(often)]
+    return cold, quantile(warm, .5), quantile(warm, .95)
+
+
+def assets(farebox):
+    body, _ = farebox.page("/billing/a0/wallet")
+    names = set(re.findall(rb'(?:href|src)="([^"]*/assets/[^"]+)"', body))
+    files = [farebox.page(name.decode())[0] for name in names]
+    return len(files), sum(map(len, files)), sum(len(gzip.compress(file)) for file in files)
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("farebox")
+    ap.add_argument("--rows", type=int, default=1_000_000)
+    ap.add_argument("--store")
+    ap.add_argument("--times", type=int, default=30)
+    a = ap.parse_args()
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="farebox-pages-"))
+    store = a.store or str(folder / "farebox.db")
+    if not a.store:
+        # Half of the requests are of a0, and with one account the other half too.
+        seed = [sys.executable, HERE / "seed.py", store, "--accounts", "1", "--keys", "3"]
+        subprocess.run([*seed, "--rows", str(a.rows)], check=True)
+    farebox = Farebox(os.path.abspath(a.farebox), store, folder)
+    now = int(time.time())
+    day = lambda ago: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - ago * 86_400))
+    span = f"since={day(90)}&until={day(0)}"
+    browser = Chromium()
+    print("| page | cold ms | p50 ms | p95 ms | first paint ms |\n|---|--:|--:|--:|--:|")
+    browser.ask("/url", {"url": farebox.url + "/sign-in"})
+    name, value = farebox.cookie.split("=", 1)
+    browser.ask("/cookie", {"cookie": {"name": name, "value": value, "path": "/"}})
+    foreign, row = 0, farebox.page("/billing/a0/usage")[0]
+    one = re.search(rb'href="(/billing/a0/usage/[^"]+)"', row)[1].decode().replace("&amp;", "&")
+    for path in [*(f"/billing/a0/{page}" for page in PAGES), one]:
+        cold, p50, p95 = times(path, farebox.page, a.times)
+        paints = [browser.paint(farebox.url + path) for _ in range(5)]
+        foreign += sum(others for _, others in paints)
+        name = "one request" if path == one else path.removeprefix("/billing/a0/")
+        print(f"| {name} | {cold:.0f} | {p50:.0f} | {p95:.0f} | {quantile([p for p, _ in paints], .5):.0f} |")
+    print("\n| API | cold ms | p50 ms | p95 ms |\n|---|--:|--:|--:|")
+    for path in API:
+        full = "/admin/v1/accounts/a0" + path.replace("{90d}", span)
+        cold, p50, p95 = times(full, farebox.api, a.times)
+        print(f"| {path.replace('{90d}', '90 days') or 'the account'} | {cold:.0f} | {p50:.0f} | {p95:.0f} |")
+    count, plain, packed = assets(farebox)
+    print(f"\n{count} assets: {plain:,} bytes, {packed:,} compressed; {foreign} requests to other origins")
+    browser.end()
+    farebox.end()
+    if not a.store:
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+
+
+if __name__ == "__main__":
+    main()
