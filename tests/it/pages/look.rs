@@ -35,6 +35,10 @@ pub async fn keep_pictures(browser: &Browser, what: &str) {
         what.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
     for width in [390, 1280] {
         browser.resize(width, 900).await;
+        // As a phone opens it: a page that is made narrow keeps its menu.
+        let menu = "const menu = document.querySelector('.menu');
+            if (menu) menu.open = arguments[0]";
+        browser.eval(menu, width > 820).await;
         let height =
             browser.eval("return document.documentElement.scrollHeight", json!(null)).await;
         let height = u32::try_from(height.as_u64().unwrap()).unwrap();

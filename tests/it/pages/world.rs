@@ -90,7 +90,7 @@ impl World {
         history.lot("expiring", Kind::Promo, "2", now + 3 * DAY_MS).await;
         history.lot("expiring", Kind::Promo, "1.5", now + 300 * DAY_MS).await;
         history.at(now - DAY_MS).grant("estimated", Kind::Topup, "50", "").await;
-        history.at(now - 60_000);
+        history.at(now - 1_000);
         let mut guess = history.request("estimated", "key_estimateda", "grok-4.5", credits("0.5"));
         guess.source = Source::Estimated;
         guess.outcome = Outcome::ClientClosed;
@@ -99,7 +99,7 @@ impl World {
         history.at(now - 2 * DAY_MS).grant("closed", Kind::Topup, "5", "first").await;
         let request = history.request("closed", "key_closeda", "gpt-5.4", credits("1.5"));
         history.settle(request).await;
-        history.at(now - 50_000).end_account("closed").await;
+        history.at(now - 500).end_account("closed").await;
         hostile(&history, now).await;
         history.close().await;
 
