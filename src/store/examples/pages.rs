@@ -268,6 +268,22 @@ async fn sums_equal_their_rows_in_every_zone_grouping_and_range() {
     }
 }
 
+/// Seventy groups an hour, so that what a store reads at once ends within an hour.
+#[tokio::test]
+async fn sums_of_many_groups_in_many_hours_miss_none_and_count_none_twice() {
+    let bench = Bench::with("100").await;
+    for i in 0..1_400_i64 {
+        bench.set_clock(START + i / 70 * HOUR_MS);
+        let model = format!("model-{}", i % 70);
+        let row = Settlement { model, ..settlement(&format!("req_{i:05}"), "0.000001") };
+        bench.store.settle(row).await.unwrap();
+    }
+    let sums = bench.store.summary(&account(), UsageFilter::default(), Group::Model, TimeZone::UTC);
+    let sums = sums.await.unwrap();
+    assert_eq!(sums.len(), 70);
+    assert!(sums.iter().all(|sum| sum.requests == 20), "{sums:?}");
+}
+
 #[tokio::test]
 async fn the_longest_day_of_the_year_is_one_day() {
     let bench = busy(25, millis("2026-10-24T22:30:00Z"), HOUR_MS).await;

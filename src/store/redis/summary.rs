@@ -172,19 +172,24 @@ impl Shared {
         if hours.is_empty() {
             return Ok(found);
         }
-        let mut skip = 0;
+        // The place in the list: an hour, and how much of it was read. Redis walks to it, so it
+        // must not be counted from the start of the range.
+        let (mut from, mut skip) = (hours.start, 0);
         loop {
             let mut cmd = redis::cmd("ZRANGEBYSCORE");
-            cmd.arg(self.names.of(account, Name::Hours)).arg(hours.start);
+            cmd.arg(self.names.of(account, Name::Hours)).arg(from);
             cmd.arg(format!("({}", hours.end)).arg("LIMIT").arg(skip).arg(STEP);
             let names: Vec<_> = Reply::of(self.link.patient(&cmd).await?)?
                 .map(reply::text)
                 .collect::<Result<_, _>>()?;
-            skip += names.len();
             let is_last = names.len() < STEP;
             let mut wanted = Vec::new();
             for name in names {
                 let hour = hour_of(&name)?;
+                if hour.hour != from {
+                    (from, skip) = (hour.hour, 0);
+                }
+                skip += 1;
                 let same = |asked: &Option<String>, is: &str| {
                     asked.as_ref().is_none_or(|asked| asked == is)
                 };
