@@ -34,7 +34,7 @@ use super::{
 use crate::billing::audit::Record;
 use crate::key::KeyHash;
 use log::{Log, Numbered};
-use record::{Line, Operation, Taken};
+use record::{Line, Operation, Settings, Taken};
 
 pub mod frame;
 pub mod log;
@@ -192,14 +192,8 @@ impl Journal {
         Box::pin(async move {
             shared.log_works()?;
             let answer = shared.heed(ask(shared.store.as_ref()).await)?;
-            let (seq, at) = (shared.next_seq(), crate::time::now());
-            let durable = shared.log.append(Line::Operation { seq, at, taken: true, operation });
-            tokio::select! {
-                _ = durable => Ok(answer),
-                () = shared.log_fails() => Err(StoreError::Unavailable(
-                    "it was booked, but the journal cannot be written: send it again".into(),
-                )),
-            }
+            shared.note_taken(operation).await?;
+            Ok(answer)
         })
     }
 
@@ -321,6 +315,18 @@ impl Shared {
         answer
     }
 
+    /// Writes down what the store took.
+    async fn note_taken(&self, operation: Operation) -> Result<(), StoreError> {
+        let (seq, at) = (self.next_seq(), crate::time::now());
+        let durable = self.log.append(Line::Operation { seq, at, taken: true, operation });
+        tokio::select! {
+            _ = durable => Ok(()),
+            () = self.log_fails() => Err(StoreError::Unavailable(
+                "it was booked, but the journal cannot be written: send it again".into(),
+            )),
+        }
+    }
+
     async fn try_send(&self, operation: &Operation) -> Result<Taken, StoreError> {
         if let Some(why) = &self.gate().halted {
             return Err(StoreError::Unavailable(why.clone()));
@@ -360,8 +366,17 @@ impl Store for Journal {
     }
 
     fn configure_account(&self, id: &AccountId, change: AccountChange) -> Answer<'_, Account> {
-        // As documents: what it was to become may be another by the time it is sent again.
-        self.ask(self.shared.store.configure_account(id, change))
+        let (shared, id) = (&self.shared, id.clone());
+        Box::pin(async move {
+            shared.log_works()?;
+            let before = shared.heed(shared.store.account(&id).await)?;
+            let after = shared.heed(shared.store.configure_account(&id, change).await)?;
+            let (before, after) = (Settings::of(&before), Settings::of(&after));
+            shared
+                .note_taken(Operation::ConfigureAccount { account: id.clone(), before, after })
+                .await?;
+            shared.heed(shared.store.account(&id).await)
+        })
     }
 
     fn create_key(&self, key: Key, hash: KeyHash) -> Answer<'_, Key> {
@@ -378,8 +393,17 @@ impl Store for Journal {
     }
 
     fn change_key(&self, account: &AccountId, id: &str, change: KeyChange) -> Answer<'_, Key> {
-        // As above.
-        self.ask(self.shared.store.change_key(account, id, change))
+        let (shared, account, id) = (&self.shared, account.clone(), id.to_owned());
+        Box::pin(async move {
+            shared.log_works()?;
+            let keys = shared.heed(shared.store.keys(&account).await)?;
+            let after = shared.heed(shared.store.change_key(&account, &id, change).await)?;
+            if let Some(before) = keys.into_iter().find(|key| key.id == id) {
+                let (before, after) = (Box::new(before), Box::new(after.clone()));
+                shared.note_taken(Operation::ChangeKey { before, after }).await?;
+            }
+            Ok(after)
+        })
     }
 
     fn key_use(&self, account: &AccountId, id: &str) -> Answer<'_, KeyUse> {

@@ -258,6 +258,38 @@ pub struct LimitsChange {
 }
 
 impl KeyChange {
+    /// The change that makes any key like this one, but for what never changes.
+    pub fn to(key: &Key) -> Self {
+        let Key { name, tag, models, rejection, limits, expires_at, .. } = key.clone();
+        let KeyLimits {
+            daily,
+            weekly,
+            monthly,
+            total,
+            zone,
+            requests_per_minute,
+            tokens_per_minute,
+            max_in_flight,
+        } = limits;
+        Self {
+            name: Some(name),
+            tag: Some(tag),
+            models: Some(models),
+            rejection: Some(rejection),
+            expires_at: Some(expires_at),
+            limits: LimitsChange {
+                daily: Some(daily),
+                weekly: Some(weekly),
+                monthly: Some(monthly),
+                total: Some(total),
+                zone: Some(zone),
+                requests_per_minute: Some(requests_per_minute),
+                tokens_per_minute: Some(tokens_per_minute),
+                max_in_flight: Some(max_in_flight),
+            },
+        }
+    }
+
     /// Makes the changes; what is not named stays.
     pub fn apply(self, key: &mut Key) {
         set(&mut key.name, self.name);

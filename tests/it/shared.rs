@@ -17,6 +17,7 @@ use crate::support::until;
 use crate::support::upstream::Upstream;
 
 mod caps;
+mod copies;
 mod faults;
 mod journal;
 mod overdraft;

@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::billing::Credits;
 use crate::key::KeyHash;
-use crate::store::{AccountId, Grant, Key, Millis, Settled, Settlement, Store, StoreError, Undo};
+use crate::store::{
+    Account, AccountChange, AccountId, Grant, Key, KeyChange, Millis, Mode, Settled, Settlement,
+    Store, StoreError, Undo,
+};
 
 /// One line of the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +57,23 @@ pub enum Operation {
         /// The key's id.
         key: String,
     },
+    /// [`Store::change_key`]: again only where the key is as it was before. Else the change is
+    /// there, or another has followed it.
+    ChangeKey {
+        /// As it was.
+        before: Box<Key>,
+        /// As it became.
+        after: Box<Key>,
+    },
+    /// [`Store::configure_account`], likewise.
+    ConfigureAccount {
+        /// Whose.
+        account: AccountId,
+        /// As they were.
+        before: Settings,
+        /// As they became.
+        after: Settings,
+    },
     /// [`Store::settle`]
     Settle(Box<Settlement>),
     /// [`Store::own`]
@@ -78,6 +98,28 @@ pub enum Operation {
     },
 }
 
+/// How an account is called and served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    name: String,
+    mode: Option<Mode>,
+    max_in_flight: Option<u32>,
+}
+
+impl Settings {
+    /// Those of an account.
+    pub fn of(account: &Account) -> Self {
+        let Account { name, mode, max_in_flight, .. } = account;
+        Self { name: name.clone(), mode: *mode, max_in_flight: *max_in_flight }
+    }
+
+    fn change(&self) -> AccountChange {
+        let Self { name, mode, max_in_flight } = self.clone();
+        let (mode, max_in_flight) = (Some(mode), Some(max_in_flight));
+        AccountChange { name: Some(name), mode, max_in_flight }
+    }
+}
+
 /// What the store did with an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
@@ -95,7 +137,8 @@ impl Operation {
             | Self::RevokeKey { account, .. }
             | Self::Own { account, .. }
             | Self::Close { account, .. } => account,
-            Self::CreateKey { key, .. } => &key.account,
+            Self::ConfigureAccount { account, .. } => account,
+            Self::CreateKey { key, .. } | Self::ChangeKey { after: key, .. } => &key.account,
             Self::Settle(settlement) => &settlement.account,
             Self::Grant(grant) => &grant.account,
             Self::Refund(undo) | Self::Reverse(undo) => &undo.account,
@@ -106,7 +149,8 @@ impl Operation {
     pub fn id(&self) -> &str {
         match self {
             Self::CreateAccount { account, .. } => &account.0,
-            Self::CreateKey { key, .. } => &key.id,
+            Self::ConfigureAccount { account, .. } => &account.0,
+            Self::CreateKey { key, .. } | Self::ChangeKey { after: key, .. } => &key.id,
             Self::RevokeKey { key, .. } => key,
             Self::Settle(settlement) => &settlement.id,
             Self::Own { object, .. } => object,
@@ -146,6 +190,23 @@ impl Operation {
             Self::CreateKey { key, hash } => {
                 let made = store.create_key(Key::clone(key), KeyHash(*hash)).await;
                 made.map(|_| Taken { duplicate: false, ..done }).or_else(was_there)
+            }
+            Self::ChangeKey { before, after } => {
+                let keys = store.keys(&after.account).await?;
+                if !keys.contains(before) || before == after {
+                    return Ok(done);
+                }
+                let change = KeyChange::to(after);
+                let changed = store.change_key(&after.account, &after.id, change).await;
+                changed.map(|_| Taken { duplicate: false, ..done })
+            }
+            Self::ConfigureAccount { account, before, after } => {
+                let now = Settings::of(&store.account(account).await?);
+                if now != *before || before == after {
+                    return Ok(done);
+                }
+                let changed = store.configure_account(account, after.change()).await;
+                changed.map(|_| Taken { duplicate: false, ..done })
             }
             Self::RevokeKey { account, key } => store.revoke_key(account, key).await.map(|_| done),
             Self::Settle(settlement) => {

@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use http::Method;
+use serde_json::{Value, json};
+
 use crate::support::figure;
+use crate::support::http::Call;
 use crate::support::load::Load;
 use crate::support::random::Random;
 use crate::support::redis::{DURABLE, Redis};
@@ -11,7 +15,7 @@ use crate::support::until;
 
 use super::{
     CLIENTS, Tally, assert_only_unavailable, is_ready, metric, on, readiness, under_load,
-    varied_upstream,
+    varied_upstream, verify,
 };
 
 /// The same moments in every run, as far as a machine's load allows it.
@@ -136,6 +140,58 @@ async fn what_a_failover_to_a_lagging_replica_loses_is_sent_again_from_the_journ
     tally.print(&format!(
         "{failovers} failovers to a replica that lagged, {recovered} lost operations sent again"
     ));
+}
+
+/// A key that was revoked, and what was forbidden to another, does not come back to life.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_revoked_or_narrowed_just_before_a_failover_are_so_after_it() {
+    let upstream = varied_upstream().await;
+    let mut primary = Redis::start(DURABLE);
+    let relay = Relay::to(primary.port());
+    let url = format!("redis://127.0.0.1:{}", relay.port());
+    let proxy = on(&url, &upstream).start().await;
+    let account = proxy.default_account();
+    let mut keys = Vec::new();
+    for name in ["revoked", "narrowed", "ended"] {
+        let made = account.admin_call("/keys", &json!({ "name": name })).reply().await;
+        let made = made.expect(201).json();
+        let signed = account.with_key(made["key"].as_str().unwrap());
+        assert_eq!(signed.chat("before").await.status, 200);
+        keys.push((format!("/keys/{}", made["id"].as_str().unwrap()), signed));
+    }
+    let replica = Redis::start(DURABLE);
+    let wire = Relay::to(primary.port());
+    replica.follow_at(wire.port(), &primary);
+    wire.refuse(true);
+
+    // Of all this the replica hears nothing.
+    let call = |method, path: &str, body: &Value| {
+        let url = format!("{}/admin/v1/accounts/default{path}", proxy.admin_url());
+        let call = Call::new(method, url).bearer(proxy.admin_key());
+        call.header("content-type", "application/json").body(body.to_string())
+    };
+    let done = [
+        call(Method::DELETE, &keys[0].0, &Value::Null),
+        call(Method::PATCH, &keys[1].0, &json!({ "limits": { "total": "0.000000001" } })),
+        call(Method::PATCH, &keys[2].0, &json!({ "expires_at": "1s" })),
+        call(Method::PATCH, "", &json!({ "max_in_flight": 7 })),
+    ];
+    for call in done {
+        let reply = call.reply().await;
+        assert!(reply.status < 300, "{reply:?}");
+    }
+    primary.kill();
+    replica.promote();
+    relay.switch(replica.port());
+    readiness(&proxy, true).await;
+    let stored = replica.run(&["HGET", "fbx:{default}:acct", "max_in_flight"]).unwrap();
+    assert_eq!(stored.text(), "7");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for ((_, signed), status) in keys.iter().zip([401, 402, 401]) {
+        let reply = signed.chat("after").await;
+        assert_eq!(reply.status, status, "{reply:?}");
+    }
+    verify(&proxy).await;
 }
 
 /// Debits are carried out, and nobody hears of it: each is sent again, some of them often.
