@@ -2,7 +2,7 @@
 //!
 //! A page is a handler that takes [`Page`] (who looks, at which account, in which time zone)
 //! and answers [`Page::show`] with a template that extends `shell.html`. To add one: a line in
-//! [`PAGES`] (the navigation) and a route in [`router`]. A form that changes something takes
+//! [`PAGES`] (the navigation) and one in [`ROUTES`]. A form that changes something takes
 //! [`Post`], which checks where it comes from. Reading works without script; the one script
 //! (`assets/app.js`) adds what is live. Nothing is loaded from anywhere else, and the policy in
 //! [`head`] forbids it.
@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State as Shared};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodFilter, on};
 
 use crate::admin::{self, State};
 
@@ -96,46 +96,65 @@ const fn operator(slug: &'static str, title: &'static str, key: char) -> Entry {
     Entry { slug, title, key, of: Area::Operator }
 }
 
+/// Makes the list of routes and the router, from the same lines.
+macro_rules! routes {
+    ($($method:ident $path:literal => $handler:path,)*) => {
+        /// Every route of the pages: its verb and its path, `{…}` standing for one segment.
+        pub const ROUTES: &[(Method, &str)] = &[$((Method::$method, $path),)*];
+
+        fn routes() -> Router<State> {
+            Router::new()$(.route($path, on(MethodFilter::$method, $handler)))*
+        }
+    };
+}
+
+routes! {
+    GET "/" => sign_in::home,
+    GET "/sign-in" => sign_in::form,
+    POST "/sign-in" => sign_in::submit,
+    GET "/sign-in/{token}" => sign_in::follow,
+    POST "/sign-out" => sign_in::leave,
+    POST "/zone" => preferences::set_zone,
+    POST "/csp" => violation,
+    GET "/assets/{name}" => assets::serve,
+    GET "/billing" => sign_in::accounts,
+    GET "/billing/{account}" => wallet::home,
+    GET "/billing/{account}/wallet" => wallet::show,
+    GET "/billing/{account}/costs" => costs::show,
+    GET "/billing/{account}/spending" => spending::show,
+    GET "/billing/{account}/usage" => usage::list,
+    GET "/billing/{account}/usage/{id}" => usage::one,
+    GET "/billing/{account}/transactions" => transactions::show,
+    GET "/billing/{account}/live" => live::state,
+    GET "/billing/{account}/heartbeats" => heartbeats::show,
+    GET "/billing/{account}/keys" => keys::show,
+    POST "/billing/{account}/keys" => keys::create,
+    POST "/billing/{account}/keys/end" => keys::end,
+    GET "/billing/{account}/keys/{key}" => keys::one::show,
+    POST "/billing/{account}/keys/{key}" => keys::one::change,
+    POST "/billing/{account}/keys/{key}/rotate" => keys::one::rotate,
+    GET "/billing/{account}/settings" => settings::show,
+    POST "/billing/{account}/settings/alerts" => settings::set_alerts,
+    POST "/billing/{account}/settings/alerts/test" => settings::test_alerts,
+    POST "/billing/{account}/settings/display" => settings::set_display,
+    GET "/billing/{account}/export/usage" => settings::export_usage,
+    GET "/billing/{account}/export/ledger" => settings::export_ledger,
+    GET "/billing/{account}/report" => report::show,
+    GET "/operator/accounts" => accounts::list,
+    POST "/operator/accounts" => accounts::create,
+    GET "/operator/accounts/{account}" => accounts::show,
+    POST "/operator/accounts/{account}/change" => accounts::change,
+    POST "/operator/accounts/{account}/link" => accounts::link,
+    GET "/operator/prices" => prices::show,
+    GET "/operator/upstreams" => upstreams::show,
+    GET "/operator/alerts" => settings::show_all,
+    POST "/operator/alerts/alerts" => settings::set_all,
+    POST "/operator/alerts/alerts/test" => settings::test_all,
+}
+
 /// All pages; what is none of them is left to the rest of the control plane.
 pub fn router(state: State) -> Router {
-    let pages = Router::new()
-        .route("/", get(sign_in::home))
-        .route("/sign-in", get(sign_in::form).post(sign_in::submit))
-        .route("/sign-in/{token}", get(sign_in::follow))
-        .route("/sign-out", post(sign_in::leave))
-        .route("/zone", post(preferences::set_zone))
-        .route("/csp", post(violation))
-        .route("/assets/{name}", get(assets::serve))
-        .route("/billing", get(sign_in::accounts))
-        .route("/billing/{account}", get(wallet::home))
-        .route("/billing/{account}/wallet", get(wallet::show))
-        .route("/billing/{account}/costs", get(costs::show))
-        .route("/billing/{account}/spending", get(spending::show))
-        .route("/billing/{account}/usage", get(usage::list))
-        .route("/billing/{account}/usage/{id}", get(usage::one))
-        .route("/billing/{account}/transactions", get(transactions::show))
-        .route("/billing/{account}/live", get(live::state))
-        .route("/billing/{account}/heartbeats", get(heartbeats::show))
-        .route("/billing/{account}/keys", get(keys::show).post(keys::create))
-        .route("/billing/{account}/keys/end", post(keys::end))
-        .route("/billing/{account}/keys/{key}", get(keys::one::show).post(keys::one::change))
-        .route("/billing/{account}/keys/{key}/rotate", post(keys::one::rotate))
-        .route("/billing/{account}/settings", get(settings::show))
-        .route("/billing/{account}/settings/alerts", post(settings::set_alerts))
-        .route("/billing/{account}/settings/alerts/test", post(settings::test_alerts))
-        .route("/billing/{account}/settings/display", post(settings::set_display))
-        .route("/billing/{account}/export/usage", get(settings::export_usage))
-        .route("/billing/{account}/export/ledger", get(settings::export_ledger))
-        .route("/billing/{account}/report", get(report::show))
-        .route("/operator/accounts", get(accounts::list).post(accounts::create))
-        .route("/operator/accounts/{account}", get(accounts::show))
-        .route("/operator/accounts/{account}/change", post(accounts::change))
-        .route("/operator/accounts/{account}/link", post(accounts::link))
-        .route("/operator/prices", get(prices::show))
-        .route("/operator/upstreams", get(upstreams::show))
-        .route("/operator/alerts", get(settings::show_all))
-        .route("/operator/alerts/alerts", post(settings::set_all))
-        .route("/operator/alerts/alerts/test", post(settings::test_all))
+    let pages = routes()
         .layer(middleware::from_fn_with_state(state.clone(), guard))
         .with_state(state.clone());
     pages.fallback_service(admin::router(state))

@@ -31,6 +31,7 @@ mod modes;
 mod pages;
 mod pricing;
 mod reload;
+mod roles;
 mod secrets;
 mod settlement;
 mod shared;
