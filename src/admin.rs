@@ -20,6 +20,7 @@ use crate::alerts::Alerts;
 use crate::billing::price::PriceTable;
 use crate::dashboard::Site;
 use crate::key::{Class, KeyHash};
+use crate::proxy::refused::Refusals;
 use crate::store::Store;
 
 pub mod accounts;
@@ -38,6 +39,7 @@ pub mod links;
 pub mod lots;
 pub mod openapi;
 pub mod prices;
+pub mod refusals;
 pub mod store;
 pub mod upstreams;
 pub mod usage;
@@ -56,6 +58,8 @@ pub struct State {
     pub upstreams: Arc<dyn Fn() -> upstreams::Upstreams + Send + Sync>,
     /// Who is told when something has crossed its limit.
     pub alerts: Arc<Alerts>,
+    /// What was refused before it was sent.
+    pub refusals: Arc<Refusals>,
     /// Where people reach the billing pages.
     pub site: Arc<Site>,
     /// The hash of the one admin key.
@@ -123,6 +127,7 @@ routes! {
     GET "/admin/v1/accounts/{account}/usage/export" => export::usage,
     GET "/admin/v1/accounts/{account}/usage/export/meta" => export::usage_meta,
     GET "/admin/v1/accounts/{account}/usage/summary" => usage::summary,
+    GET "/admin/v1/accounts/{account}/refusals" => refusals::show,
     GET "/admin/v1/ledger/verify" => audit::verify,
     GET "/admin/v1/accounts/{account}/usage/heartbeats" => heartbeats::show,
     GET "/admin/v1/accounts/{account}/alerts" => alerts::show,

@@ -28,6 +28,7 @@ use accept::Route;
 use body::Body;
 use error::Error;
 use forward::{Extras, Upstream};
+use refused::Refusals;
 use settle::{Bill, End, Opening};
 use survive::Surviving;
 
@@ -43,6 +44,7 @@ mod listen;
 mod meter;
 mod price;
 mod refusal;
+pub mod refused;
 mod reply;
 mod route;
 mod settle;
@@ -73,6 +75,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Who is told when something has crossed its limit.
     pub alerts: Arc<Alerts>,
+    /// What was refused, by account.
+    pub refusals: Arc<Refusals>,
     /// Work that outlives its client; the process waits for it.
     pub tasks: TaskTracker,
     /// The end of patience: streams are ended and settled from what is known.
@@ -99,6 +103,7 @@ impl Context {
             store,
             prices,
             metrics: Metrics::default(),
+            refusals: Arc::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             upstreams,
@@ -315,7 +320,10 @@ async fn admit(
     let how = price::ask(ctx, call);
     let candidate = Candidate { id: call.id.clone(), model: call.target.model.name.clone() };
     let admitted = ctx.store.admit(key, candidate, how).await.map_err(Error::Ledger)?;
-    admitted.map_err(|refused| Error::refused(refused, key, &ctx.config.billing_url))?;
+    admitted.map_err(|refused| {
+        ctx.refusals.add(&key.account, &refused, now_ms());
+        Error::refused(refused, key, &ctx.config.billing_url)
+    })?;
     let request = &call.request;
     Ok(Bill::open(
         ctx,

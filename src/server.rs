@@ -211,6 +211,7 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
             site: Arc::clone(&site),
             prices: Arc::new(move || prices.table()),
             alerts: Arc::clone(&ctx.alerts),
+            refusals: Arc::clone(&ctx.refusals),
             upstreams: {
                 let (ctx, since) = (Arc::clone(&ctx), time::now());
                 Arc::new(move || Upstreams::of(&ctx, since))

@@ -59,6 +59,7 @@ impl Control {
             prices: Arc::new(|| {
                 Arc::new(PriceTable { version: "v1".into(), ..Default::default() })
             }),
+            refusals: Arc::default(),
             upstreams: Arc::new(|| upstreams::Upstreams { since: 0, data: Vec::new() }),
             admin_key: KeyHash::of(&key),
             metrics_text: Arc::new(|| "# EOF\n".to_owned()),

@@ -93,6 +93,7 @@ impl Site {
             store: Arc::clone(&store),
             site: Arc::new(super::Site::new("http://127.0.0.1", "")),
             prices: Arc::new(|| Arc::new(PriceTable::default())),
+            refusals: Arc::default(),
             upstreams: Arc::new(|| admin::upstreams::Upstreams { since: 0, data: Vec::new() }),
             admin_key: KeyHash::of("key"),
             metrics_text: Arc::new(String::new),
