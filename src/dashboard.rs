@@ -34,10 +34,12 @@ pub mod page;
 pub mod params;
 pub mod preferences;
 pub mod prices;
+pub mod proof;
 pub mod report;
 pub mod session;
 pub mod settings;
 pub mod sign_in;
+pub mod since;
 pub mod site;
 pub mod snippet;
 pub mod spending;
@@ -125,6 +127,7 @@ routes! {
     GET "/billing/{account}/usage" => usage::list,
     GET "/billing/{account}/usage/{id}" => usage::one,
     GET "/billing/{account}/transactions" => transactions::show,
+    POST "/billing/{account}/transactions/verify" => proof::verify,
     GET "/billing/{account}/live" => live::state,
     GET "/billing/{account}/heartbeats" => heartbeats::show,
     GET "/billing/{account}/keys" => keys::show,

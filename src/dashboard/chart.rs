@@ -23,6 +23,8 @@ pub struct Bar {
     pub tick: String,
     /// Whether a narrow drawing leaves the tick out.
     pub is_minor: bool,
+    /// What the same hour or day of the time before came to, where that is compared.
+    pub before: Option<Credits>,
     /// Whether it is not over yet.
     pub is_open: bool,
     /// What happened in it, such as a top-up.
@@ -47,6 +49,7 @@ struct Drawing<'a> {
     bars: Vec<Shape>,
     lines: Vec<Line>,
     legend: Vec<Series>,
+    before: Option<Amount>,
 }
 
 struct Shape {
@@ -56,6 +59,7 @@ struct Shape {
     slot_x: String,
     slot_width: String,
     parts: Vec<Part>,
+    before: Option<Part>,
     label: String,
     tick: String,
     is_minor: bool,
@@ -81,7 +85,8 @@ struct Series {
     number: usize,
 }
 
-/// Draws bars. `axis` says what stands along it, such as `Days in Europe/Berlin`.
+/// Draws bars; the legend sums up `sums`, which are others where each bar stands for all before
+/// it. `axis` says what stands along it, such as `Days in Europe/Berlin`.
 ///
 /// # Errors
 ///
@@ -92,8 +97,10 @@ pub fn stacked(
     summary: &str,
     names: &[String],
     bars: &[Bar],
+    sums: &[Bar],
 ) -> Result<String, askama::Error> {
-    let highest = bars.iter().map(|bar| bar.total().nano()).max().unwrap_or(0);
+    let all = bars.iter().flat_map(|bar| [bar.total(), bar.before.unwrap_or_default()]);
+    let highest = all.map(Credits::nano).max().unwrap_or(0);
     let (top, steps) = scale(highest);
     let slots = i64::try_from(bars.len().max(1)).unwrap_or(1);
     let shapes = bars.iter().zip(0_i64..).map(|(bar, at)| {
@@ -106,7 +113,12 @@ pub fn stacked(
             above -= height;
             Part { y: thousandths(above), height: thousandths(height), series: series + 1 }
         });
+        let before = bar.before.filter(|before| before.is_positive()).map(|before| {
+            let height = share(before.nano(), top);
+            Part { y: thousandths(100_000 - height), height: thousandths(height), series: 0 }
+        });
         Shape {
+            before,
             x: thousandths(left + gap),
             width: thousandths(right - left - 2 * gap),
             middle: thousandths(i64::midpoint(left, right)),
@@ -127,7 +139,7 @@ pub fn stacked(
     });
     let legend = names.iter().enumerate().map(|(at, name)| Series {
         name: name.clone(),
-        total: Amount(bars.iter().filter_map(|bar| bar.parts.get(at).copied()).sum()),
+        total: Amount(sums.iter().filter_map(|bar| bar.parts.get(at).copied()).sum()),
         number: at + 1,
     });
     let drawing = Drawing {
@@ -137,6 +149,10 @@ pub fn stacked(
         bars: shapes.collect(),
         lines: lines.collect(),
         legend: legend.collect(),
+        before: sums
+            .iter()
+            .any(|bar| bar.before.is_some())
+            .then(|| Amount(sums.iter().filter_map(|bar| bar.before).sum())),
     };
     drawing.render()
 }
@@ -147,6 +163,9 @@ fn label(bar: &Bar, names: &[String]) -> String {
     let parts = bar.parts.iter().zip(names).filter(|(part, _)| part.is_positive());
     for (part, name) in parts {
         label.push_str(&format!(", {name} {}", Amount(*part).text()));
+    }
+    if let Some(before) = bar.before {
+        label.push_str(&format!(", the time before {}", Amount(before).text()));
     }
     if bar.is_open {
         label.push_str(", so far");
@@ -203,14 +222,16 @@ mod tests {
             name: "Mon 12 Oct".into(),
             tick: "12".into(),
             is_minor: false,
+            before: Some("1".parse().unwrap()),
             is_open: true,
             marks: vec!["top-up 10".into()],
             href: "?from=x".into(),
         };
+        let bars = [bar];
         let names = ["<script>alert(1)</script>".to_owned(), "b".to_owned()];
-        let drawn = stacked("Spending", "Days in UTC", "", &names, &[bar]).unwrap();
+        let drawn = stacked("Spending", "Days in UTC", "", &names, &bars, &bars).unwrap();
         assert!(drawn.contains("Mon 12 Oct: 1.75 credits, "), "{drawn}");
-        assert!(drawn.contains("so far, top-up 10"));
+        assert!(drawn.contains("the time before 1, so far, top-up 10"), "{drawn}");
         assert!(!drawn.contains("<script>") && !drawn.contains("style="));
     }
 }

@@ -5,15 +5,18 @@ use std::collections::HashMap;
 use askama::Template;
 use axum::response::Response;
 
-use super::number::{Exact, grouped, percent};
+use super::number::{Exact, duration, grouped, percent};
 use super::page::{Page, Shell};
 use super::params::{Params, Range, Tab};
 use super::{Failure, assets};
 use crate::billing::Credits;
-use crate::store::{Group, StoreError, SummaryRow, UsageFilter};
+use crate::billing::price::{Model, Rate};
+use crate::store::{self, Group, StoreError, SummaryRow, UsageFilter};
 
 /// Rows before the rest is one row.
 const ROWS: usize = 10;
+/// Requests of which a median is taken: the latest of the range.
+const TIMED: u32 = 100;
 
 #[derive(Template)]
 #[template(path = "costs.html")]
@@ -26,6 +29,7 @@ struct Costs {
     rows: Vec<Line>,
     total: Option<Line>,
     older: String,
+    timed: u32,
 }
 
 struct Line {
@@ -40,8 +44,20 @@ struct Line {
     written: String,
     output: String,
     average: Exact,
+    median: String,
     before: String,
     way: &'static str,
+    price: Option<Price>,
+}
+
+/// What a model costs now.
+struct Price {
+    /// The two that matter most.
+    short: String,
+    /// All of them: what, and the rate.
+    rates: Vec<(&'static str, String)>,
+    /// Where and when it was read; may be empty.
+    source: String,
 }
 
 /// The page.
@@ -59,11 +75,13 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
         _ => (Group::Model, "Model"),
     };
     let sums = page.sums(by, range.since, range.until, None).await?;
-    let (earlier, end) = range.before();
+    let (earlier, end) = range.before(&page.zone);
     let before = page.sums(by, earlier, end, None).await?;
     let before: HashMap<_, _> = before.into_iter().map(|sum| (sum.group, sum.charge)).collect();
     let names = key_names(&page).await?;
-    let (rows, total) = lines(&page, &range, &params, by, sums, &before, &names);
+    let medians = medians(&page, &range, by, &sums).await?;
+    let seen = Seen { by, sums, before, names, medians };
+    let (rows, total) = lines(&page, &range, &params, seen);
     let costs = Costs {
         shell: page.shell("costs").await?,
         tabs: range.tabs(&params),
@@ -79,6 +97,7 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
         what,
         rows,
         total,
+        timed: TIMED,
     };
     page.show(&costs)
 }
@@ -113,15 +132,22 @@ impl Page {
     }
 }
 
-fn lines(
-    page: &Page,
-    range: &Range,
-    params: &Params,
+/// What was read for the table.
+struct Seen {
     by: Group,
-    mut sums: Vec<SummaryRow>,
-    before: &HashMap<String, Credits>,
-    names: &HashMap<String, String>,
-) -> (Vec<Line>, Option<Line>) {
+    /// Dearest first.
+    sums: Vec<SummaryRow>,
+    /// What each group cost in the time before.
+    before: HashMap<String, Credits>,
+    /// Of keys, by id.
+    names: HashMap<String, String>,
+    /// Milliseconds, by group; of all under none.
+    medians: HashMap<Option<String>, u32>,
+}
+
+fn lines(page: &Page, range: &Range, params: &Params, seen: Seen) -> (Vec<Line>, Option<Line>) {
+    let Seen { by, mut sums, before, names, medians } = seen;
+    let table = (page.state.prices)();
     if sums.is_empty() {
         return (Vec::new(), None);
     }
@@ -151,7 +177,7 @@ fn lines(
         .map(|(at, (sum, ((cost, average), earlier)))| {
             let (before, way) = super::wallet::change(sum.charge, earlier.unwrap_or_default());
             Line {
-                name: if at < shown { name(by, &sum.group, names) } else { sum.group.clone() },
+                name: if at < shown { name(by, &sum.group, &names) } else { sum.group.clone() },
                 href: if at < shown {
                     href(page, range, params, by, &sum.group)
                 } else {
@@ -166,8 +192,22 @@ fn lines(
                 written: grouped(sum.cache_creation_tokens),
                 output: grouped(sum.output_tokens),
                 average,
+                median: {
+                    // The row of the rest has none; the last row is all of them.
+                    let group = match at {
+                        _ if at < shown => Some(Some(sum.group.clone())),
+                        _ if at + 1 == sums.len() => Some(None),
+                        _ => None,
+                    };
+                    let found = group.and_then(|group| medians.get(&group));
+                    found.map_or_else(|| "–".into(), |ms| duration(*ms))
+                },
                 before: if before == "nothing before" { "new".into() } else { before },
                 way,
+                price: match by {
+                    Group::Model if at < shown => table.find(&sum.group).map(|m| Price::of(m)),
+                    _ => None,
+                },
             }
         })
         .collect();
@@ -180,6 +220,65 @@ fn name(by: Group, group: &str, names: &HashMap<String, String>) -> String {
         Group::Key => names.get(group).cloned().unwrap_or_else(|| group.to_owned()),
         _ if group.is_empty() => "(none)".into(),
         _ => group.to_owned(),
+    }
+}
+
+/// The median time of the latest requests of each group that is shown, and of all (`None`).
+async fn medians(
+    page: &Page,
+    range: &Range,
+    by: Group,
+    sums: &[SummaryRow],
+) -> Result<HashMap<Option<String>, u32>, StoreError> {
+    let mut medians = HashMap::new();
+    let groups = sums.iter().take(ROWS).map(|sum| Some(sum.group.clone()));
+    for group in groups.chain([None]) {
+        let mut filter = UsageFilter {
+            since: Some(range.since),
+            until: Some(range.until),
+            ..UsageFilter::default()
+        };
+        // Rows without a tag and those of an upstream cannot be asked for.
+        match (by, &group) {
+            (_, None) => {}
+            (Group::Model, group) => filter.model.clone_from(group),
+            (Group::Key, group) => filter.key.clone_from(group),
+            (Group::Tag, Some(tag)) if !tag.is_empty() => filter.tag = Some(tag.clone()),
+            _ => continue,
+        }
+        let latest = store::Page { cursor: None, limit: TIMED };
+        let rows = page.state.store.usage(&page.account.id, filter, latest).await?;
+        let mut times: Vec<u32> = rows.data.iter().map(|row| row.latency_ms).collect();
+        times.sort_unstable();
+        if let Some(median) = times.get(times.len().saturating_sub(1) / 2) {
+            medians.insert(group, *median);
+        }
+    }
+    Ok(medians)
+}
+
+impl Price {
+    fn of(model: &Model) -> Self {
+        let price = &model.price;
+        if price.free {
+            return Self { short: "free".into(), rates: Vec::new(), source: String::new() };
+        }
+        let rates = &price.standard.rates;
+        let optional = |what, rate: Option<Rate>| Some((what, rate?.to_string()));
+        let all = [
+            Some(("Input", rates.input.to_string())),
+            optional("Cached input", rates.cached_input),
+            optional("Cache write, 5 min", rates.cache_creation),
+            optional("Cache write, 1 h", rates.cache_creation_1h),
+            Some(("Output", rates.output.to_string())),
+        ];
+        let read = model.date.as_ref().map(|date| format!("read on {date}"));
+        let said = model.source.iter().cloned().chain(read);
+        Self {
+            short: format!("{} in, {} out", rates.input, rates.output),
+            rates: all.into_iter().flatten().collect(),
+            source: said.collect::<Vec<_>>().join(", "),
+        }
     }
 }
 

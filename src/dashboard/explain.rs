@@ -7,12 +7,20 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::admin::State;
 use crate::billing::price::{Item, Model, PriceTable, itemise};
 use crate::billing::{Credits, Usage};
-use crate::store::{Put, Scope, Store, StoreError, UsageRow};
+use crate::store::{Millis, Put, Scope, Store, StoreError, UsageRow};
+use crate::time;
 
 use super::number::{Exact, grouped};
+
+/// The document that says which version was in force when.
+const HISTORY: &str = "price-history";
+/// Versions that are remembered there.
+const REMEMBERED: usize = 200;
 
 /// How a charge comes about.
 pub struct Explained {
@@ -146,8 +154,59 @@ fn decimal(units: impl Into<i128>, places: u32) -> String {
     format!("{}.{}", units / one, &digits[..kept.min(digits.len())])
 }
 
+/// A version of the price table, and when it came into force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForce {
+    /// Its version.
+    pub version: String,
+    /// Since when.
+    pub at: Millis,
+}
+
+/// What was in force, the oldest first.
+///
+/// # Errors
+///
+/// When the store cannot be read.
+pub async fn history(store: &dyn Store) -> Result<Vec<InForce>, StoreError> {
+    let found = store.document(&Scope::Installation, HISTORY).await?;
+    Ok(found.and_then(|found| serde_json::from_str(&found.body).ok()).unwrap_or_default())
+}
+
+/// Writes down that a version is in force from now on, unless it is already.
+async fn note(store: &dyn Store, version: &str) -> Result<(), StoreError> {
+    loop {
+        let found = store.document(&Scope::Installation, HISTORY).await?;
+        let mut known: Vec<InForce> = found
+            .as_ref()
+            .and_then(|found| serde_json::from_str(&found.body).ok())
+            .unwrap_or_default();
+        if known.last().is_some_and(|last| last.version == version) {
+            return Ok(());
+        }
+        known.push(InForce { version: version.to_owned(), at: time::now() });
+        let body = serde_json::to_string(&known[known.len().saturating_sub(REMEMBERED)..])
+            .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let put = Put {
+            name: HISTORY.into(),
+            body: Some(body),
+            replaces: found.map(|found| found.version),
+            expires_at: None,
+        };
+        match store.put_document(&Scope::Installation, put).await {
+            // Another instance wrote at the same time.
+            Err(StoreError::Conflict(_)) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
 /// The table that a version names.
-async fn table(state: &State, version: &str) -> Result<Option<Arc<PriceTable>>, StoreError> {
+///
+/// # Errors
+///
+/// When the store cannot be read.
+pub async fn table(state: &State, version: &str) -> Result<Option<Arc<PriceTable>>, StoreError> {
     let now = (state.prices)();
     if now.version == version {
         return Ok(Some(now));
@@ -157,23 +216,24 @@ async fn table(state: &State, version: &str) -> Result<Option<Arc<PriceTable>>, 
     Ok(read.map(|(table, _)| Arc::new(table)))
 }
 
-/// Keeps a version of the price table, once. What it priced can then be explained for good.
+/// Keeps a version of the price table, once, and that it is in force from now on. What it
+/// priced can then be explained for good.
 ///
 /// # Errors
 ///
 /// When the store cannot be read or written.
 pub async fn keep(store: &dyn Store, table: &PriceTable) -> Result<(), StoreError> {
     let name = name(&table.version);
-    if store.document(&Scope::Installation, &name).await?.is_some() {
-        return Ok(());
+    if store.document(&Scope::Installation, &name).await?.is_none() {
+        let body = Some(table.text.to_string());
+        let put = Put { name, body, replaces: None, expires_at: None };
+        match store.put_document(&Scope::Installation, put).await {
+            // Another instance kept it first.
+            Ok(_) | Err(StoreError::Conflict(_)) => {}
+            Err(error) => return Err(error),
+        }
     }
-    let body = Some(table.text.to_string());
-    let put = Put { name, body, replaces: None, expires_at: None };
-    match store.put_document(&Scope::Installation, put).await {
-        // Another instance kept it first.
-        Ok(_) | Err(StoreError::Conflict(_)) => Ok(()),
-        Err(error) => Err(error),
-    }
+    note(store, &table.version).await
 }
 
 fn name(version: &str) -> String {

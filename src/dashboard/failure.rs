@@ -7,9 +7,12 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 
 use super::assets;
+use super::moment::Zone;
+use super::since::Since;
 use crate::admin::{self, State};
 use crate::alerts::AlertsError;
 use crate::store::StoreError;
+use crate::time;
 
 /// Why there is no page.
 #[derive(Clone, Debug)]
@@ -47,8 +50,12 @@ struct Shown<'a> {
     what: &'a str,
     next: &'a str,
     id: &'a str,
+    since: Option<String>,
     retry: bool,
 }
+
+/// Since when pages cannot be read from the store.
+pub static UNREADABLE: Since = Since::never();
 
 #[derive(Template)]
 #[template(path = "again.html")]
@@ -113,8 +120,14 @@ impl Failure {
             }
         };
         let retry = matches!(self, Self::Unavailable(_) | Self::Internal(_));
+        let now = time::now();
+        let since = match self {
+            Self::Unavailable(_) => UNREADABLE.told(true, now),
+            _ => None,
+        };
+        let since = since.map(|at| Zone::utc().clock(at));
         let css = assets::path(state, "app.css");
-        let page = Shown { base, css, title, what, next, id, retry };
+        let page = Shown { base, css, title, what, next, id, since, retry };
         (status, Html(page.render().unwrap_or_default())).into_response()
     }
 }

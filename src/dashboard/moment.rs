@@ -33,6 +33,11 @@ impl Zone {
         Self { name: "UTC".into(), rules: TimeZone::UTC }
     }
 
+    /// The time of the day of an instant, such as `14:02`, for a sentence.
+    pub fn clock(&self, at: Millis) -> String {
+        time::in_zone(at, &self.rules).strftime("%H:%M").to_string()
+    }
+
     /// The calendar day of an instant.
     pub fn date(&self, at: Millis) -> Date {
         time::in_zone(at, &self.rules).date()
@@ -42,6 +47,13 @@ impl Zone {
     pub fn midnight(&self, date: Date) -> Millis {
         let first = self.rules.to_zoned(date.at(0, 0, 0, 0));
         first.map_or(0, |first| first.timestamp().as_millisecond())
+    }
+
+    /// The same time of the day, `days` earlier by the calendar.
+    pub fn earlier(&self, at: Millis, days: i32) -> Millis {
+        let zoned = time::in_zone(at, &self.rules);
+        let earlier = zoned.checked_sub(days.days());
+        earlier.map_or(at, |earlier| earlier.timestamp().as_millisecond())
     }
 
     /// The first instant of the day that is `days` before that of `at`.
@@ -150,6 +162,9 @@ mod tests {
         assert_eq!(berlin.days_before(noon, 0), midnight("2026-10-26"));
         assert_eq!(berlin.days_before(noon, 1), midnight("2026-10-25"));
         assert_eq!(berlin.days_before(noon, 6), midnight("2026-10-20"));
+        // By then the clocks said noon as well, and it was an hour sooner.
+        assert_eq!(berlin.earlier(noon, 2), midnight("2026-10-24T10:00:00Z"));
+        assert_eq!(berlin.earlier(midnight("2026-10-26"), 1), midnight("2026-10-25"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::moment::Zone;
 use super::number::Amount;
 use super::preferences::Preferences;
 use super::session::{self, Session, Who};
-use super::{Area, Failure, PAGES, assets};
+use super::{Area, Failure, PAGES, assets, failure};
 use crate::admin::{self, State};
 use crate::billing::Credits;
 use crate::store::{Account, AccountId, Group, Millis, StoreError, UsageFilter};
@@ -148,6 +148,14 @@ impl Pace {
         })
     }
 
+    /// What is used in a time at this pace, in nano-credits.
+    pub fn burns_in(self, ms: Millis) -> i128 {
+        if self.over_ms < PACE_LEAST_MS {
+            return 0;
+        }
+        i128::from(self.used.nano()) * i128::from(ms.max(0)) / i128::from(self.over_ms)
+    }
+
     /// Whether a balance is gone in two days.
     pub fn is_low(self, balance: Credits) -> bool {
         self.lasts_ms(balance).is_some_and(|ms| ms < LOW_MS)
@@ -197,6 +205,7 @@ impl FromRequestParts<State> for Page {
         let zone = preferences.zone(&parts.headers);
         let theme = theme(&parts.headers);
         let now = time::now();
+        failure::UNREADABLE.told(false, now);
         Ok(Self { state: state.clone(), session, account, preferences, zone, now, path, theme })
     }
 }

@@ -8,6 +8,7 @@ use crate::store::Millis;
 use crate::time;
 
 const HOUR_MS: Millis = 3_600_000;
+const DAY_MS: Millis = 24 * HOUR_MS;
 /// Days of the longest range.
 const DAYS_LIMIT: i32 = 366;
 
@@ -26,6 +27,14 @@ impl Params {
     pub fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+    }
+
+    /// What is neither a range nor a place in a list.
+    fn others(&self) -> Vec<(String, String)> {
+        let is_other = |(name, value): &&(String, String)| {
+            !value.is_empty() && !["range", "from", "to", "cursor"].contains(&name.as_str())
+        };
+        self.0.iter().filter(is_other).cloned().collect()
     }
 
     /// The same query with some values set, or taken out where they are empty. Where the place
@@ -58,6 +67,8 @@ pub struct Range {
     pub is_hours: bool,
     /// Its first and last day, for the fields of the form.
     pub days: (Date, Date),
+    /// What else its page was asked for, for the form to keep.
+    pub others: Vec<(String, String)>,
 }
 
 /// A choice of range.
@@ -98,6 +109,7 @@ impl Range {
                 },
                 is_hours: from == to,
                 days: (from, to),
+                others: params.others(),
             };
         }
         let asked = params.get("range").unwrap_or("30d");
@@ -116,6 +128,7 @@ impl Range {
             title: format!("Last {title}"),
             is_hours,
             days: (zone.date(since), zone.date(now)),
+            others: params.others(),
         }
     }
 
@@ -142,9 +155,18 @@ impl Range {
         CHOICES.map(tab).into()
     }
 
-    /// The same length of time before it.
-    pub fn before(&self) -> (Millis, Millis) {
-        (self.since - (self.until - self.since), self.since)
+    /// As many hours or days before it, up to the same time of the day.
+    pub fn before(&self, zone: &Zone) -> (Millis, Millis) {
+        if self.key == "24h" {
+            return (self.since - DAY_MS, self.until - DAY_MS);
+        }
+        let days = i32::try_from(self.count(zone)).unwrap_or(DAYS_LIMIT);
+        (zone.days_before(self.since, days), zone.earlier(self.until, days))
+    }
+
+    /// How many days it touches.
+    fn count(&self, zone: &Zone) -> usize {
+        Self { is_hours: false, ..self.clone() }.buckets(zone).len()
     }
 
     /// Its hours or days, each from its first instant to the first of the next.
@@ -194,6 +216,17 @@ mod tests {
         assert_eq!(own.buckets(&zone).len(), 25);
         let day = Range::at(now, &zone, &Params::of("/x?range=24h"));
         assert_eq!(day.buckets(&zone).len(), 24);
+    }
+
+    #[test]
+    fn the_time_before_ends_at_the_same_time_of_the_day() {
+        let zone = Zone::named("Europe/Berlin").unwrap();
+        let at = |text| time::parse(text, &zone.rules).unwrap();
+        let now = at("2026-10-27T12:00:00+01:00") - 1;
+        let of = |query| Range::at(now, &zone, &Params::of(query)).before(&zone);
+        assert_eq!(of("/x?range=7d"), (at("2026-10-14"), at("2026-10-20T12:00:00+02:00")));
+        assert_eq!(of("/x?from=2026-10-25&to=2026-10-26"), (at("2026-10-23"), at("2026-10-25")));
+        assert_eq!(of("/x?from=2026-10-25&to=2026-10-25"), (at("2026-10-24"), at("2026-10-25")));
     }
 
     #[test]

@@ -41,6 +41,7 @@ struct Report {
     adds_up: bool,
     is_running: bool,
     models: Vec<Line>,
+    keys: Vec<Line>,
     daily: Vec<(String, String, Exact)>,
     total: Exact,
     previous: String,
@@ -99,9 +100,15 @@ pub async fn show(page: Page, Query(query): Query<Month>) -> Result<Response, Fa
         store.summary(&page.account.id, filter.clone(), group, zone).await
     };
     let (models, daily) = (by(Group::Model).await?, by(Group::Day).await?);
+    let mut keys = by(Group::Key).await?;
+    let names = super::costs::key_names(&page).await?;
+    for row in &mut keys {
+        row.group = names.get(&row.group).cloned().unwrap_or_else(|| row.group.clone());
+    }
     let used: Credits = models.iter().map(|row| row.charge).sum();
+    let sum = |rows: &[SummaryRow]| rows.iter().map(|row| row.charge).sum::<Credits>();
     // The ledger and the rows must say the same, unless a request was settled in between.
-    let adds_up = opening + moved - used == closing;
+    let adds_up = opening + moved - used == closing && sum(&keys) == used && sum(&daily) == used;
 
     let sums = [opening, closing, -used].into_iter().chain(moves.iter().map(|(.., sum)| *sum));
     let mut exact = Exact::column(sums).into_iter();
@@ -122,7 +129,8 @@ pub async fn show(page: Page, Query(query): Query<Month>) -> Result<Response, Fa
         adds_up,
         is_running: after > today,
         total: costs.last().copied().expect("the total is the last"),
-        models: models.iter().zip(costs).map(|(row, cost)| Line::of(row, cost, used)).collect(),
+        models: Line::all(&models, used),
+        keys: Line::all(&keys, used),
         daily: days(daily),
         previous: address(&page, first.checked_sub(1.month()).unwrap_or(first)),
         next: (after <= today).then(|| address(&page, after)),
@@ -149,6 +157,11 @@ fn days(rows: Vec<SummaryRow>) -> Vec<(String, String, Exact)> {
 }
 
 impl Line {
+    fn all(rows: &[SummaryRow], used: Credits) -> Vec<Self> {
+        let costs = Exact::column(rows.iter().map(|row| row.charge).chain([used]));
+        rows.iter().zip(costs).map(|(row, cost)| Self::of(row, cost, used)).collect()
+    }
+
     fn of(row: &SummaryRow, cost: Exact, all: Credits) -> Self {
         Self {
             name: row.group.clone(),

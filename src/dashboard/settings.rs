@@ -3,6 +3,7 @@
 use askama::Template;
 use axum::extract::State as Shared;
 use axum::response::Response;
+use jiff::civil::Date;
 use serde::Deserialize;
 
 use super::Failure;
@@ -15,7 +16,7 @@ use crate::admin::extract::{Params, Target};
 use crate::alerts::rules::Rules;
 use crate::alerts::{By, Channel, Delivery, DeliveryState, Kept};
 use crate::billing::Credits;
-use crate::store::{AccountId, Millis, Scope};
+use crate::store::{AccountId, Millis, Scope, StoreError};
 
 /// Deliveries that are shown.
 const SHOWN: usize = 20;
@@ -29,6 +30,10 @@ struct Settings {
     zone: String,
     shortcuts: bool,
     month: String,
+    /// The first day of the month, and the one after today.
+    days: (Date, Date),
+    zones: Vec<String>,
+    about: Vec<(&'static str, String)>,
     here: String,
     export: String,
     report: String,
@@ -85,11 +90,15 @@ async fn settings(page: &Page, kept: Kept, secret: Option<String>) -> Result<Res
     let is_operator = page.session.who == super::session::Who::Operator;
     let mine = |delivery: &&Delivery| is_operator || delivery.by == By::Account;
     let log = kept.deliveries.iter().rev().filter(mine).take(SHOWN);
+    let today = page.zone.date(page.now);
     let template = Settings {
         log: log.map(|one| Told::of(one, &page.account.id.0, page.now, &page.zone)).collect(),
         alerts: AlertsForm::of(&page.state, &kept, secret),
         zone: page.preferences.zone.clone(),
         shortcuts: !page.preferences.no_shortcuts,
+        days: (today.first_of_month(), today.tomorrow().unwrap_or(today)),
+        zones: jiff::tz::db().available().map(|name| name.as_str().to_owned()).collect(),
+        about: about(page).await?,
         month: page.zone.date(page.now).strftime("%Y-%m").to_string(),
         here: page.href("settings"),
         export: page.href("export"),
@@ -97,6 +106,36 @@ async fn settings(page: &Page, kept: Kept, secret: Option<String>) -> Result<Res
         shell: page.shell("settings").await?,
     };
     page.show(&template)
+}
+
+/// What runs here, and how it was found last.
+async fn about(page: &Page) -> Result<Vec<(&'static str, String)>, Failure> {
+    let store = &page.state.store;
+    let mut about = vec![("Farebox", env!("CARGO_PKG_VERSION").to_owned())];
+    match store.status().await {
+        Ok(status) => {
+            about.push(("Store", status.kind));
+            let kept = match status.trimmed_before {
+                Some(at) => format!("from {} on", page.zone.date(at)),
+                None => "all".to_owned(),
+            };
+            about.push(("Ledger and requests kept", kept));
+        }
+        // A store that does not say.
+        Err(StoreError::Conflict(_)) => about.push(("Store", "shared".to_owned())),
+        Err(error) => return Err(error.into()),
+    }
+    let audited = super::proof::audited(page).await?;
+    let audited = match audited {
+        Some((at, 0)) => format!("{} {}, nothing amiss", page.zone.date(at), page.zone.clock(at)),
+        Some((at, faults)) => {
+            format!("{} {}, {faults} faults", page.zone.date(at), page.zone.clock(at))
+        }
+        None => "never: start one on Transactions".to_owned(),
+    };
+    about.push(("Last audit of the books", audited));
+    about.push(("Prices", (page.state.prices)().version.clone()));
+    Ok(about)
 }
 
 /// What the form of alerts sends. A box that is not ticked is not sent.

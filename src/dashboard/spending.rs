@@ -8,13 +8,15 @@ use jiff::civil::Date;
 
 use super::Failure;
 use super::chart::{self, Bar, SERIES};
+use super::explain::{self, InForce};
 use super::moment;
 use super::number::{Amount, Exact};
 use super::page::{Page, Shell};
 use super::params::{Params, Range, Tab};
 use crate::billing::Credits;
 use crate::billing::ledger::Kind;
-use crate::store::{self, EntryFilter, Group, Millis, StoreError};
+use crate::billing::price::PriceTable;
+use crate::store::{self, EntryFilter, Group, Millis, StoreError, SummaryRow};
 use crate::time;
 
 const DAY_MS: Millis = 24 * 3_600_000;
@@ -22,6 +24,8 @@ const DAY_MS: Millis = 24 * 3_600_000;
 const PROJECTED_FROM_MS: Millis = 2 * DAY_MS;
 /// Credits of a range that are marked.
 const MARKS: u32 = 100;
+/// Changes of prices that are, the newest.
+const CHANGES: usize = 20;
 
 #[derive(Template)]
 #[template(path = "spending.html")]
@@ -29,6 +33,8 @@ struct Spending {
     shell: Shell,
     tabs: Vec<Tab>,
     modes: Vec<Tab>,
+    /// Turns the comparison on or off.
+    compare: Tab,
     range: Range,
     chart: String,
     names: Vec<String>,
@@ -44,6 +50,7 @@ struct Row {
     name: String,
     href: String,
     total: Exact,
+    before: Option<Exact>,
     parts: Vec<Exact>,
     marks: String,
 }
@@ -57,13 +64,17 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
     let params = Params::of(&page.path);
     let range = Range::of(&page, &params);
     let is_running = params.get("show") == Some("sum");
-    let (names, bars) = bars(&page, &range).await?;
+    let is_compared = params.get("compare").is_some();
+    let (names, mut bars) = bars(&page, &range).await?;
+    if is_compared {
+        compare(&page, &range, &mut bars).await?;
+    }
     let total: Credits = bars.iter().map(Bar::total).sum();
     let drawn = if is_running { running(&bars) } else { bars.clone() };
     let summary = summary(&bars, total);
     let unit = if range.is_hours { "Hours" } else { "Days" };
     let axis = format!("{unit} in {}", page.zone.name);
-    let chart = chart::stacked(&range.title, &axis, &summary, &names, &drawn)?;
+    let chart = chart::stacked(&range.title, &axis, &summary, &names, &drawn, &bars)?;
     let shell = page.shell("spending").await?;
     let facts = facts(&page, &range, &bars, total).await?;
     let spending = Spending {
@@ -78,6 +89,14 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
                 is_current: is_running == (key == "sum"),
             })
             .into(),
+        compare: Tab {
+            href: match params.with(&[("compare", if is_compared { "" } else { "1" })]) {
+                query if query.is_empty() => "?".into(),
+                query => query,
+            },
+            title: "With the time before",
+            is_current: is_compared,
+        },
         older: params.with(&[("range", "90d"), ("from", ""), ("to", "")]),
         rows: rows(&bars),
         total: Exact::one(total),
@@ -106,7 +125,9 @@ async fn bars(page: &Page, range: &Range) -> Result<(Vec<String>, Vec<Bar>), Sto
         names.push(format!("Other ({})", models.len() - SERIES));
     }
     let buckets = range.buckets(&page.zone);
-    let marks = marks(page, range).await?;
+    let mut marks = marks(page, range).await?;
+    marks.extend(price_changes(page, range, &models).await?);
+    marks.sort();
     let count = buckets.len();
     let bars = buckets.into_iter().enumerate().map(|(at, (begins, ends))| {
         let key = key(page, by, begins);
@@ -126,6 +147,7 @@ async fn bars(page: &Page, range: &Range) -> Result<(Vec<String>, Vec<Bar>), Sto
             name,
             tick: if from_end.is_multiple_of(every) { tick } else { String::new() },
             is_minor: !from_end.is_multiple_of(rare),
+            before: None,
             is_open: ends > page.now,
             marks: marks
                 .iter()
@@ -193,15 +215,65 @@ async fn marks(page: &Page, range: &Range) -> Result<Vec<(Millis, String)>, Stor
     Ok(marks)
 }
 
+/// Changes of the prices of models that were used, each with its time.
+async fn price_changes(
+    page: &Page,
+    range: &Range,
+    models: &[SummaryRow],
+) -> Result<Vec<(Millis, String)>, StoreError> {
+    let history = explain::history(page.state.store.as_ref()).await?;
+    let within = |pair: &&[InForce]| (range.since..range.until).contains(&pair[1].at);
+    let changes: Vec<_> = history.windows(2).filter(within).collect();
+    let mut marks = Vec::new();
+    for pair in changes.into_iter().rev().take(CHANGES) {
+        let old = explain::table(&page.state, &pair[0].version).await?;
+        let new = explain::table(&page.state, &pair[1].version).await?;
+        let (Some(old), Some(new)) = (old, new) else { continue };
+        let price = |table: &PriceTable, name: &str| table.find(name).map(|m| m.price.clone());
+        let changed: Vec<_> = models
+            .iter()
+            .map(|model| model.group.as_str())
+            .filter(|name| price(&old, name) != price(&new, name))
+            .collect();
+        match changed.as_slice() {
+            [] => {}
+            [one] => marks.push((pair[1].at, format!("price of {one} changed"))),
+            [one, rest @ ..] => {
+                marks.push((pair[1].at, format!("prices of {one} and {} more changed", rest.len())))
+            }
+        }
+    }
+    Ok(marks)
+}
+
+/// Sets beside each bar what its hour or day of the time before came to.
+async fn compare(page: &Page, range: &Range, bars: &mut [Bar]) -> Result<(), StoreError> {
+    let by = if range.is_hours { Group::Hour } else { Group::Day };
+    let (since, until) = range.before(&page.zone);
+    let sums = page.sums(by, since, until, None).await?;
+    let sums: HashMap<_, _> = sums.into_iter().map(|sum| (sum.group, sum.charge)).collect();
+    let days = i32::try_from(bars.len()).unwrap_or(i32::MAX);
+    for (bar, (begins, _)) in bars.iter_mut().zip(range.buckets(&page.zone)) {
+        let earlier = match by {
+            Group::Hour => begins - DAY_MS,
+            _ => page.zone.days_before(begins, days),
+        };
+        bar.before = Some(sums.get(&key(page, by, earlier)).copied().unwrap_or_default());
+    }
+    Ok(())
+}
+
 /// Each bar with all before it.
 fn running(bars: &[Bar]) -> Vec<Bar> {
     let mut sums: Vec<Credits> = Vec::new();
+    let mut before = Credits::ZERO;
     let add = |bar: &Bar| {
+        before += bar.before.unwrap_or_default();
         sums.resize(bar.parts.len(), Credits::ZERO);
         for (sum, part) in sums.iter_mut().zip(&bar.parts) {
             *sum += *part;
         }
-        Bar { parts: sums.clone(), ..bar.clone() }
+        Bar { parts: sums.clone(), before: bar.before.map(|_| before), ..bar.clone() }
     };
     bars.iter().map(add).collect()
 }
@@ -229,7 +301,7 @@ async fn facts(
     let full: Credits = over.iter().map(|bar| bar.total()).sum();
     let count = i64::try_from(over.len().max(1)).unwrap_or(1);
     let average = Credits::from_nano(full.nano() / count);
-    let (since, until) = range.before();
+    let (since, until) = range.before(&page.zone);
     let before = page.spent(since, until).await?;
     let (change, _) = super::wallet::change(total, before);
     let compared = match change.ends_with("more") || change.ends_with("less") {
@@ -261,7 +333,9 @@ fn rows(bars: &[Bar]) -> Vec<Row> {
     let columns: Vec<Vec<Exact>> = (0..bars.first().map_or(0, |bar| bar.parts.len()))
         .map(|at| Exact::column(bars.iter().map(|bar| bar.parts[at])))
         .collect();
+    let befores = Exact::column(bars.iter().map(|bar| bar.before.unwrap_or_default()));
     let row = |(at, bar): (usize, &Bar)| Row {
+        before: bar.before.map(|_| befores[at]),
         name: bar.name.clone(),
         href: bar.href.clone(),
         total: totals[at],

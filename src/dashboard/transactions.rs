@@ -9,6 +9,7 @@ use super::moment::Instant;
 use super::number::{Exact, grouped};
 use super::page::{Page, Shell};
 use super::params::{Params, Range, Tab};
+use super::proof::Proof;
 use super::{Failure, wallet};
 use crate::billing::Credits;
 use crate::billing::ledger::Kind;
@@ -28,14 +29,15 @@ struct Transactions {
     kinds: Vec<(&'static str, &'static str, bool)>,
     kept: Vec<(&'static str, String)>,
     is_every: bool,
-    has_kind: bool,
     range: Range,
     entries: Vec<Line>,
     groups: Vec<Bucket>,
     opening: Exact,
     moved: Exact,
     closing: Exact,
-    adds_up: bool,
+    /// That all of the ledger adds up, as markup of ours.
+    proof: String,
+    here: String,
     next: Option<String>,
     is_first: bool,
     newest: String,
@@ -103,12 +105,6 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
         (Rows { data: Vec::new(), next: None }, groups(&page, &range).await?)
     };
     let sums = Exact::column([opening, closing - opening, closing]);
-    // What is on the page adds up by itself: each balance is the one before and its amount.
-    let adds_up = kind.is_some()
-        || rows.data.windows(2).all(|pair| {
-            pair[1].balance_after + pair[0].amount == pair[0].balance_after
-                && pair[1].seq + 1 == pair[0].seq
-        });
     let transactions = Transactions {
         shell: page.shell("transactions").await?,
         tabs: range.tabs(&params),
@@ -128,7 +124,6 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
             .filter_map(|name| Some((name, params.get(name)?.to_owned())))
             .collect(),
         is_every,
-        has_kind: kind.is_some(),
         newest: rows.data.first().map_or_else(String::new, |entry| entry.seq.to_string()),
         is_first: params.get("cursor").is_none(),
         next: rows.next.as_ref().map(|cursor| {
@@ -141,7 +136,8 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
         opening: sums[0],
         moved: Exact::signed([opening, closing - opening, closing])[1],
         closing: sums[2],
-        adds_up,
+        proof: Proof::of(&page).await?.render()?,
+        here: page.href("transactions"),
         range,
     };
     page.show(&transactions)

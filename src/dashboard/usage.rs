@@ -13,10 +13,16 @@ use super::number::{Exact, duration, grouped};
 use super::page::{Page, Shell};
 use super::params::{Params, Range, Tab};
 use super::{Failure, costs};
+use crate::billing::Credits;
 use crate::store::{
     self, Entry, EntryFilter, Group, Millis, Outcome, Rows, Source, StoreError, UsageFilter,
     UsageRow,
 };
+use order::{Head, Sort, find_rows, heads};
+use refused::RefusedLine;
+
+mod order;
+mod refused;
 
 /// Rows of a page.
 const ROWS: u32 = 50;
@@ -43,6 +49,12 @@ struct Usage {
     is_first: bool,
     next: Option<String>,
     sizes: Vec<Tab>,
+    above: String,
+    heads: Vec<Head>,
+    sort: Sort,
+    /// Not all of the range was looked at.
+    is_part: bool,
+    refused: Option<RefusedLine>,
 }
 
 /// A filter that chooses from a list.
@@ -110,9 +122,12 @@ pub async fn list(page: Page) -> Result<Response, Failure> {
     let cursor = params.get("cursor").map(str::to_owned);
     let is_first = cursor.is_none();
     let filter = filter(&range, &params);
-    let found =
-        page.state.store.usage(&page.account.id, filter, store::Page { cursor, limit }).await;
-    let Rows { data, next } = match found {
+    let sort = Sort::ALL.into_iter().find(|sort| params.get("sort") == Some(sort.word()));
+    let sort = sort.unwrap_or(Sort::Time);
+    let above = params.get("above").map(|text| text.parse::<Credits>()).transpose();
+    let above = above.map_err(|error| Failure::Invalid(format!("“Cost above”: {error}.")))?;
+    let found = find_rows(&page, filter, sort, above, store::Page { cursor, limit }).await;
+    let (Rows { data, next }, is_part) = match found {
         Err(StoreError::NotFound(_)) => {
             return Err(Failure::NotFound("This place in the list is no longer there.".into()));
         }
@@ -122,10 +137,11 @@ pub async fn list(page: Page) -> Result<Response, Failure> {
     let usage = Usage {
         shell: page.shell("usage").await?,
         tabs: range.tabs(&params),
-        is_filtered: filters.iter().any(|filter| filter.options.iter().any(|option| option.2)),
+        is_filtered: above.is_some()
+            || filters.iter().any(|filter| filter.options.iter().any(|option| option.2)),
         filters,
         id: String::new(),
-        kept: ["range", "from", "to", "rows"]
+        kept: ["range", "from", "to", "rows", "sort"]
             .into_iter()
             .filter_map(|name| Some((name, params.get(name)?.to_owned())))
             .collect(),
@@ -148,6 +164,11 @@ pub async fn list(page: Page) -> Result<Response, Failure> {
                 is_current: limit.to_string() == title,
             })
             .into(),
+        above: above.map(|above| above.to_string()).unwrap_or_default(),
+        heads: heads(&params, sort),
+        sort,
+        is_part,
+        refused: RefusedLine::of(&page, &range),
         range,
     };
     page.show(&usage)
@@ -221,6 +242,15 @@ async fn filters(
             title: "Tag",
             all: "All tags",
             options: seen("tag", Group::Tag).await?,
+        },
+        Select {
+            name: "origin",
+            title: "Origin",
+            all: "All origins",
+            options: fixed(
+                "origin",
+                &[("heartbeat", "Heartbeats"), ("cron", "Scheduled jobs"), ("user", "People")],
+            ),
         },
         Select {
             name: "outcome",

@@ -137,8 +137,7 @@ async fn burns(page: &Page) -> Result<Vec<Burn>, StoreError> {
         let since = page.zone.days_before(page.now, days);
         let spent = page.spent(since, until).await?;
         let earlier = page.zone.days_before(page.now, 2 * days + 1);
-        let shift = Millis::from(days + 1) * DAY_MS;
-        let previous = page.spent(earlier, (until - shift).max(earlier)).await?;
+        let previous = page.spent(earlier, page.zone.earlier(until, days + 1)).await?;
         let (change, way) = change(spent, previous);
         burns.push(Burn { name, spent: Amount(spent), change, way, before });
     }

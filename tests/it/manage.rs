@@ -1,6 +1,7 @@
 //! The pages that change something: keys, settings and the operator's, in a real browser and
 //! over plain HTTP.
 
+mod figures;
 mod keys;
 
 use fantoccini::Locator;

@@ -45,14 +45,18 @@
   const age = byId("age");
   let fresh = Date.now();
   let failed = false;
+  let failedSince = 0;
   let spoke = 0;
+  const clock = (at) => new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false, timeZone: body.dataset.zone });
   const showAge = () => {
+    // Figures that may be old step back, and say of when they are.
+    body.classList.toggle("stale", failed);
     if (!age) return;
     const seconds = Math.round((Date.now() - fresh) / 1000);
     const text = age.lastElementChild;
     age.classList.toggle("live", !failed && seconds < 15);
     age.classList.toggle("off", failed);
-    text.textContent = failed ? `offline for ${seconds} s, retrying`
+    text.textContent = failed ? `no answer since ${clock(failedSince)}, figures of ${clock(fresh)}; trying again`
       : seconds < 15 ? "live" : `updated ${seconds} s ago`;
   };
   // A document that is parsed this way runs nothing.
@@ -107,9 +111,11 @@
       if (!answer.ok) throw new Error(String(answer.status));
       const { version } = await answer.json();
       if (version !== body.dataset.version) takeOver(await read(location.href));
+      if (failed) say("Connected again");
       fresh = Date.now();
       failed = false;
     } catch {
+      if (!failed) { failedSince = Date.now(); say("No answer: the figures may be old"); }
       failed = true;
     }
     showAge();

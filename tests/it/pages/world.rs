@@ -45,7 +45,7 @@ pub const STATES: [State; 9] = [
     State { id: "low", banner: Some("Low") },
     State { id: "zero", banner: Some("No credits") },
     State { id: "negative", banner: Some("Negative") },
-    State { id: "expiring", banner: None },
+    State { id: "expiring", banner: Some("Credits end soon") },
     State { id: "estimated", banner: Some("Estimated") },
     State { id: "closed", banner: Some("Closed") },
     State { id: "hostile", banner: None },
