@@ -323,7 +323,12 @@ async fn facts(
         && ms < i128::from(400 * DAY_MS)
     {
         let date: Date = page.zone.date(page.now + i64::try_from(ms).unwrap_or(0));
-        facts.push(("Used up around", moment::day(date), "at the pace of the last 7 days".into()));
+        let day = if date.year() == page.zone.date(page.now).year() {
+            moment::day(date)
+        } else {
+            date.strftime("%-d %b %Y").to_string()
+        };
+        facts.push(("Used up around", day, "at the pace of the last 7 days".into()));
     }
     Ok(facts)
 }

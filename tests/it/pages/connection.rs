@@ -11,7 +11,7 @@ use crate::support::until;
 use crate::support::upstream::Upstream;
 
 #[tokio::test]
-async fn without_a_network_every_page_keeps_its_figures_and_comes_back() {
+async fn without_a_network_every_page_keeps_its_figures_greyed_and_comes_back() {
     let world = World::new().await;
     let browser = Browser::open().await;
     world.enter(&browser, "normal").await;
@@ -20,17 +20,20 @@ async fn without_a_network_every_page_keeps_its_figures_and_comes_back() {
         world.open(&browser, "normal", &page).await;
         browser.set_offline(true).await;
         look(&browser).await;
-        browser.find("#age.off").await;
-        let kept = "return document.querySelector('.glance-balance data').value";
-        assert_eq!(browser.eval(kept, json!(null)).await, json!(balance), "{page}");
+        let said = browser.until_text("#age", |text| text.contains("no answer since")).await;
+        assert!(said.contains("figures of") && said.contains("trying again"), "{page}: {said}");
+        let kept = "return [document.body.classList.contains('stale'),
+            document.querySelector('.glance-balance data').value]";
+        assert_eq!(browser.eval(kept, json!(null)).await, json!([true, balance]), "{page}");
         browser.set_offline(false).await;
         look(&browser).await;
         browser.find("#age.live").await;
+        assert_eq!(browser.eval(kept, json!(null)).await, json!([false, balance]), "{page}");
     }
 }
 
 #[tokio::test]
-async fn while_the_store_is_away_every_page_says_so_and_offers_to_try_again() {
+async fn while_the_store_is_away_every_page_says_what_since_when_and_offers_to_try_again() {
     let mut redis = Redis::start(DURABLE);
     let upstream = Upstream::start().await;
     let proxy = Setup::before(&upstream).env("FAREBOX_STORE", &redis.url()).start().await;
@@ -39,14 +42,14 @@ async fn while_the_store_is_away_every_page_says_so_and_offers_to_try_again() {
     let balance = proxy.default_account().balance().await.to_string();
     redis.kill();
     look(&browser).await;
-    browser.find("#age.off").await;
+    browser.until_text("#age", |text| text.contains("no answer since")).await;
     let kept = "return document.querySelector('.glance-balance data').value";
     assert_eq!(browser.eval(kept, json!(null)).await, json!(balance));
 
     for page in pages() {
         browser.goto(&format!("{}/billing/default/{page}", proxy.admin_url())).await;
         let said = browser.text("main").await;
-        for part in ["The ledger cannot be reached", "Try again", "Request req_"] {
+        for part in ["The ledger cannot be reached", "Since ", "Try again", "Request req_"] {
             assert!(said.contains(part), "{page}: no {part:?} in {said}");
         }
     }
