@@ -18,6 +18,7 @@ use crate::support::upstream::Upstream;
 
 mod caps;
 mod copies;
+mod durability;
 mod faults;
 mod journal;
 mod overdraft;

@@ -213,7 +213,12 @@ impl Account {
         let (ledger, usage) = (self.ledger().await, self.usage().await);
         let charges: HashMap<&str, Credits> =
             usage.iter().map(|row| (row.id.as_str(), row.charge)).collect();
-        assert_eq!(charges.len(), usage.len(), "a request has one row");
+        let mut seen: HashMap<&str, &UsageRow> = HashMap::new();
+        for row in &usage {
+            if let Some(other) = seen.insert(&row.id, row) {
+                panic!("a request has one row: {other:?}, {row:?}");
+            }
+        }
         let mut debits: HashMap<&str, usize> = HashMap::new();
         let mut balance = credits("0");
         let mut debited = credits("0");
