@@ -351,6 +351,14 @@ impl Shared {
     }
 }
 
+/// Why a store is away, to be told once as that.
+fn reason(error: StoreError) -> String {
+    match error {
+        StoreError::Unavailable(why) => why,
+        other => other.to_string(),
+    }
+}
+
 impl Store for Journal {
     fn create_account(&self, id: AccountId, name: String) -> Answer<'_, Account> {
         let operation = Operation::CreateAccount { account: id.clone(), name: name.clone() };
@@ -568,7 +576,7 @@ impl Store for Journal {
 
     fn backlog(&self) -> Option<Backlog> {
         let gate = self.shared.gate();
-        let halted = self.shared.log_works().err().map(|error| error.to_string());
+        let halted = self.shared.log_works().err().map(reason);
         Some(Backlog {
             pending: gate.pending.len() as u64,
             oldest: gate.pending.values().map(|pending| pending.at).min(),

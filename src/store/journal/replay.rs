@@ -63,7 +63,7 @@ struct Watch {
 impl Watch {
     /// Asks for the epoch, sends what is due, and lets requests in again.
     async fn look(&mut self) -> Result<(), String> {
-        let epoch = bounded(self.shared.store.epoch()).await.map_err(|error| error.to_string())?;
+        let epoch = bounded(self.shared.store.epoch()).await.map_err(super::reason)?;
         if self.epoch.as_ref() != Some(&epoch) {
             self.send_window_again().await?;
             let written = self.shared.log.append(Line::Epoch(epoch.clone()));

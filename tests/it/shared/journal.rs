@@ -64,7 +64,11 @@ async fn a_stream_ends_well_while_redis_is_away_and_its_debit_survives_kill_9_un
     readiness(&proxy, false).await;
     let refused = account.chat("Hi").await;
     assert_eq!((refused.status, refused.code().as_str()), (503, "ledger_unavailable"));
-    assert_eq!(proxy.readyz().await.json(), json!({ "status": "degraded", "pending": 5 }));
+    let ready = proxy.readyz().await.json();
+    assert_eq!((&ready["status"], &ready["pending"]), (&json!("degraded"), &json!(5)));
+    let problem = ready["problem"].as_str().unwrap();
+    assert!(problem.contains("5 operations wait in the journal"), "{problem}");
+    assert_eq!(problem.matches("cannot be reached").count(), 1, "{problem}");
 
     proxy.kill().await;
     redis.resume();

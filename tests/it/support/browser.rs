@@ -128,7 +128,11 @@ impl Browser {
 
     /// Presses keys wherever the focus is.
     pub async fn press(&self, keys: &str) {
-        self.client.active_element().await.unwrap().send_keys(keys).await.unwrap();
+        // A page that is just being replaced takes none.
+        until("an element that takes keys", || async {
+            self.client.active_element().await.ok()?.send_keys(keys).await.ok()
+        })
+        .await;
     }
 
     /// Walks by Tab until a selector matches what has the focus.
