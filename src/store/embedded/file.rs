@@ -162,11 +162,15 @@ fn directory(path: &Path) -> Option<&Path> {
     path.parent().filter(|parent| !parent.as_os_str().is_empty())
 }
 
-/// A connection beside the one that writes.
+/// How long what is done beside the writer may keep it from writing.
+const BESIDE_TIMEOUT: Duration = Duration::from_millis(10);
+
+/// A connection beside the one that writes. What waits there for a long read gives up soon: it
+/// may have the writer's lock meanwhile.
 pub(super) fn open_beside(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
-    db.busy_timeout(BUSY_TIMEOUT)?;
+    db.busy_timeout(BESIDE_TIMEOUT)?;
     Ok(db)
 }
 
