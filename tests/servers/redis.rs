@@ -32,6 +32,11 @@ pub struct Redis {
 impl Redis {
     /// Starts a server with these arguments, such as [`DURABLE`], and waits until it serves.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_on(arguments, |_| {})
+    }
+
+    /// As [`Redis::start`], on the files that `put` leaves in its folder.
+    pub fn start_on(arguments: &[&str], put: impl Fn(&Path)) -> Self {
         let mut last = String::new();
         // Another process may take a port between the look and the start.
         for _ in 0..20 {
@@ -41,12 +46,21 @@ impl Redis {
                 arguments: arguments.iter().map(|&word| word.into()).collect(),
                 child: None,
             };
+            put(server.dir.path());
             match server.try_spawn() {
-                Ok(()) => return server,
+                Ok(()) => {
+                    server.serves();
+                    return server;
+                }
                 Err(why) => last = why,
             }
         }
         panic!("no Redis server could be started: {last}");
+    }
+
+    /// Waits until it has loaded its files.
+    fn serves(&self) {
+        until("a server that serves", || run_at(self.port, &["PING"]).is_ok());
     }
 
     /// Starts a replica of this server, and waits until it has all that the server has.
@@ -66,6 +80,13 @@ impl Redis {
         self.run(&["REPLICAOF", "127.0.0.1", &port.to_string()]).unwrap();
         until("a replica in step", || self.info("master_link_status").as_deref() == Some("up"));
         self.in_step_with(primary);
+    }
+
+    /// Waits until this replica is linked to its primary, with all that it had then.
+    pub fn is_linked(&self) {
+        until("a replica that is linked", || {
+            self.info("master_link_status").as_deref() == Some("up")
+        });
     }
 
     /// Waits until a replica has everything that its primary has now.
@@ -126,11 +147,7 @@ impl Redis {
     /// Starts it again on the same port and files, and waits until it serves.
     pub fn restart(&mut self) {
         self.spawn_again();
-        let since = Instant::now();
-        while run_at(self.port, &["PING"]).is_err() {
-            assert!(since.elapsed() < PATIENCE, "the server does not come to serve");
-            sleep(Duration::from_millis(5));
-        }
+        self.serves();
     }
 
     /// Starts it again, and waits until it answers.
@@ -203,10 +220,10 @@ impl Redis {
                 self.child = None;
                 return Err(std::fs::read_to_string(&log).unwrap_or_default());
             }
-            let pong = run_at(self.port, &["PING"]);
-            if pong.as_ref().is_ok_and(|pong| pong.text() == "PONG")
-                || pong.is_err_and(|error| error.starts_with("LOADING"))
-            {
+            // Also while it loads; and another's server may have the port.
+            let told = run_at(self.port, &["INFO", "server"]);
+            let id = format!("process_id:{}", child.id());
+            if told.is_ok_and(|told| told.text().lines().any(|line| line == id)) {
                 return Ok(());
             }
             sleep(Duration::from_millis(5));
@@ -253,6 +270,12 @@ impl Cluster {
             all.extend(arguments);
             nodes.push((Redis::start(&all), bus));
         }
+        for (n, (node, _)) in nodes.iter().enumerate() {
+            // Else two primaries begin with the same one, and while they settle that, a replica
+            // is not voted for.
+            let epoch = (n + 1).to_string();
+            node.run(&["CLUSTER", "SET-CONFIG-EPOCH", &epoch]).unwrap();
+        }
         let slots = |n: usize| n * Self::SLOTS / Self::PRIMARIES;
         for (n, (node, _)) in nodes.iter().take(Self::PRIMARIES).enumerate() {
             let (first, last) = (slots(n).to_string(), (slots(n + 1) - 1).to_string());
@@ -280,6 +303,23 @@ impl Cluster {
             nodes.iter().all(ok) && nodes[Self::PRIMARIES..].iter().all(linked)
         });
         Self { nodes }
+    }
+
+    /// Which nodes have a key at first: the primary and its replica.
+    pub fn of(&self, key: &str) -> (usize, usize) {
+        let slot = self.nodes[0].run(&["CLUSTER", "KEYSLOT", key]).unwrap().text();
+        let slot: usize = slot.parse().unwrap();
+        let is_there = |n: &usize| slot < (n + 1) * Self::SLOTS / Self::PRIMARIES;
+        let primary = (0..Self::PRIMARIES).find(is_there).unwrap();
+        (primary, primary + Self::PRIMARIES)
+    }
+
+    /// Waits until a node takes writes.
+    pub fn is_primary(&self, node: usize) {
+        until("a node that has become a primary", || {
+            self.nodes[node].info("role").as_deref() == Some("master")
+                && state(&self.nodes[node]) == "ok"
+        });
     }
 
     /// `redis+cluster://` with the addresses of three nodes.
@@ -368,18 +408,39 @@ impl Connection {
 }
 
 /// A port that nobody listens on, below those that outgoing connections are given, so that
-/// a server which was killed finds it free again. No two tests of a process get the same.
+/// a server which was killed finds it free again. No two tests get the same, of whatever process.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = 10_000 + u16::try_from(std::process::id() % 20_000).unwrap();
     for _ in 0..20_000 {
         let step = NEXT.fetch_add(1, Ordering::Relaxed) % 20_000;
         let port = 10_000 + (first - 10_000 + step) % 20_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if is_ours(port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
     panic!("no port is free");
+}
+
+/// Keeps a port for this process until it ends: also while its server is down, the tests of
+/// another process leave it alone.
+#[cfg(target_os = "linux")]
+fn is_ours(port: u16) -> bool {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+    use std::sync::Mutex;
+
+    static OURS: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+    // A name that is gone with its process.
+    let name = SocketAddr::from_abstract_name(format!("farebox-test-port-{port}")).unwrap();
+    let Ok(kept) = UnixListener::bind_addr(&name) else { return false };
+    OURS.lock().unwrap().push(kept);
+    true
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_ours(_port: u16) -> bool {
+    true
 }
 
 /// Looks again and again until it is so, within [`PATIENCE`].

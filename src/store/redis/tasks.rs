@@ -80,7 +80,7 @@ impl Shared {
         Ok(())
     }
 
-    async fn sweep(&self, account: &AccountId, seen: &str) -> Result<(), StoreError> {
+    pub(super) async fn sweep(&self, account: &AccountId, seen: &str) -> Result<(), StoreError> {
         let call = self.call(&self.scripts.sweep, account, &[]);
         let mut answer = Reply::of(self.link.commit(&call).await?)?;
         let mut due = String::new();

@@ -23,6 +23,7 @@ mod copies;
 mod differential;
 mod faults;
 mod kinds;
+mod prefixes;
 mod sound;
 mod traps;
 mod trimming;
