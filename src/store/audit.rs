@@ -17,7 +17,7 @@ const ACCOUNTS: u32 = 500;
 const BATCHES: usize = 4;
 /// How many records are looked at between two reports of progress.
 const PROGRESS: u64 = 200_000;
-/// How often an account is read that is trimmed meanwhile, and how long to wait between.
+/// How often an account is read whose history changes meanwhile, and how long to wait between.
 const TRIES: u32 = 60;
 const WAIT: Duration = Duration::from_secs(1);
 
@@ -114,7 +114,7 @@ impl Run {
         Ok(())
     }
 
-    /// One account; again, if it was trimmed meanwhile.
+    /// One account; again, if it was trimmed meanwhile or a request was settled late.
     async fn one(&mut self, account: &AccountId) -> Result<(), StoreError> {
         let mut tries = 1;
         loop {

@@ -299,6 +299,8 @@ fn read_request(row: &Row<'_>, outcome: Outcome) -> rusqlite::Result<Request> {
         },
         completed: outcome == Outcome::Completed,
         abandoned: outcome == Outcome::Abandoned,
+        // An id has one row there.
+        also_settled: false,
     })
 }
 

@@ -35,8 +35,15 @@ struct Instant {
     /// Of what was written last; its sums may grow, so they are here.
     hour: i64,
     sums: VecDeque<HourSum>,
-    /// How often it had been trimmed.
+    changes: Changes,
+}
+
+/// How often something was changed that lies before an instant, which else never happens: by a
+/// trim, and by the late settlement of a request that was listed as abandoned.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Changes {
     trimmed: u64,
+    relisted: u64,
 }
 
 impl Shared {
@@ -52,7 +59,7 @@ impl Shared {
         if records.send(state).await.is_err() {
             return Ok(());
         }
-        let trimmed = instant.trimmed;
+        let changes = instant.changes;
         let mut history = History::new(self, account, instant);
         loop {
             let batch = history.next_batch().await.map_err(unsound)?;
@@ -64,10 +71,18 @@ impl Shared {
             }
         }
         // What was to be read may have gone before it was.
-        if self.checkpoint(account).await?.0 != trimmed {
-            return Err(StoreError::Conflict(format!("{account} was trimmed while it was read")));
+        if self.changes(account).await? != changes {
+            return Err(StoreError::Conflict(format!("{account} was changed while it was read")));
         }
         Ok(())
+    }
+
+    async fn changes(&self, account: &AccountId) -> Result<Changes, StoreError> {
+        let mut cmd = redis::cmd("HGET");
+        cmd.arg(self.names.of(account, Name::Account)).arg("relisted");
+        let relisted = reply::maybe(self.link.patient(&cmd).await?)?;
+        let relisted = relisted.as_deref().map_or(Ok(0), reply::number)?;
+        Ok(Changes { trimmed: self.checkpoint(account).await?.0, relisted })
     }
 
     /// The lots of an account and the entries that granted them.
@@ -104,8 +119,7 @@ impl Shared {
         for (request, packed) in pairs(answer.list()?)? {
             let amount = reply::number(packed.split(' ').next().ok_or(Odd)?)?;
             let amount = Credits::from_nano(amount);
-            let ids = [self.names.request(account, &request)];
-            let settled = self.operations(&ids, &[], account).await?[0].is_some();
+            let settled = self.is_settled_and_runs(account, &request).await?;
             state.push(Record::Hold(Hold { request, amount, settled }));
         }
         let mut sums = VecDeque::new();
@@ -123,7 +137,24 @@ impl Shared {
             let group = Group { model, key, tag, upstream };
             sums.push_back(HourSum { hour, group, counts });
         }
-        Ok(Some((Instant { seq, last, hour, sums, trimmed }, state)))
+        let changes = Changes { trimmed, relisted: answer.number()? };
+        Ok(Some((Instant { seq, last, hour, sums, changes }, state)))
+    }
+
+    /// Whether a request has a place that it should have given back. A settlement gives it back
+    /// in the same step, so one that is seen first and leaves the place there did not.
+    async fn is_settled_and_runs(
+        &self,
+        account: &AccountId,
+        request: &str,
+    ) -> Result<bool, StoreError> {
+        let ids = [self.names.request(account, request)];
+        if self.operations(&ids, &[], account).await?[0].is_none() {
+            return Ok(false);
+        }
+        let mut cmd = redis::cmd("HEXISTS");
+        cmd.arg(self.names.of(account, Name::Flights)).arg(request);
+        Ok(self.link.patient(&cmd).await? == Value::Int(1))
     }
 
     /// The entries of operations, of requests by their keys and of operators by their ids.
@@ -301,8 +332,19 @@ impl<'a> History<'a> {
         if items.len() == BATCH {
             self.next_request = items.last().map(|item| format!("({}", item.id));
         }
-        for item in items {
-            self.requests.push_back(request_of(item.usage()?));
+        let rows: Vec<_> = items.into_iter().map(Item::usage).collect::<Result<_, _>>()?;
+        let abandoned: Vec<_> = rows
+            .iter()
+            .filter(|row| row.outcome == Outcome::Abandoned)
+            .map(|row| self.shared.names.request(self.account, &row.id))
+            .collect();
+        // Settled since the row was read: then it is gone, and all is read again.
+        let settled = self.shared.operations(&abandoned, &[], self.account).await?;
+        let mut settled = settled.into_iter();
+        for row in rows {
+            let also_settled =
+                row.outcome == Outcome::Abandoned && settled.next().flatten().is_some();
+            self.requests.push_back(Request { also_settled, ..request_of(row) });
         }
         Ok(())
     }
@@ -380,6 +422,7 @@ fn request_of(row: UsageRow) -> Request {
         },
         completed: row.outcome == Outcome::Completed,
         abandoned: row.outcome == Outcome::Abandoned,
+        also_settled: false,
     }
 }
 

@@ -19,6 +19,7 @@ mod server;
 #[path = "../../../tests/servers/relay.rs"]
 mod relay;
 
+mod audits;
 mod copies;
 mod differential;
 mod faults;

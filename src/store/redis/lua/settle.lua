@@ -71,6 +71,8 @@ for _, row in ipairs(rows) do
   if lost then
     local old, name = string.match(lost, '^(%S+) (.*)$')
     redis.call('XDEL', USE, old)
+    -- Who reads the history meanwhile begins again.
+    redis.call('HINCRBY', ACCT, 'relisted', 1)
     redis.call('HDEL', LOST, row.id)
     if redis.call('HINCRBY', HOURLY, 'r' .. name, -1) == 0 then
       redis.call('HDEL', HOURLY, 'r' .. name)
