@@ -103,9 +103,11 @@ end
 
 local function write_with_flights(books)
   write(books)
-  if #books.ended > 0 then
-    redis.call('ZREM', FLIGHT, unpack(books.ended))
-    redis.call('HDEL', FLY, unpack(books.ended))
+  -- Lua passes some thousand values at most, and more requests than that may end at a time.
+  for at = 1, #books.ended, 1000 do
+    local last = math.min(at + 999, #books.ended)
+    redis.call('ZREM', FLIGHT, unpack(books.ended, at, last))
+    redis.call('HDEL', FLY, unpack(books.ended, at, last))
   end
   write_running(books)
   list_lost(books)

@@ -209,3 +209,23 @@ async fn leases_are_renewed_while_a_request_runs() {
     store.settle(settlement("one", "0.1")).await.unwrap();
     assert_eq!(store.account(&account()).await.unwrap().in_flight, 0);
 }
+
+/// More places than Lua passes values end at a time, as when a busy process dies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_places_that_end_at_once_are_all_listed() {
+    const PLACES: usize = 10_000;
+    let bench = Bench::with("1").await;
+    let how = Admission { max_in_flight: u32::MAX, ..LENIENT };
+    let ids: Vec<_> = (0..PLACES).map(|n| format!("req_{n}")).collect();
+    let key = key_1();
+    let admitted = ids.iter().map(|id| bench.store.admit(&key, request(id), how));
+    for admitted in futures_util::future::try_join_all(admitted).await.unwrap() {
+        admitted.unwrap();
+    }
+    let lease = bench.store.shared.lease.as_millis() as Millis;
+    bench.set_clock(START + lease);
+    bench.admit("another").await.unwrap();
+    assert_eq!(bench.store.account(&account()).await.unwrap().in_flight, 1);
+    let (tally, violations) = trims::run(&bench, None).await;
+    assert_eq!((violations, tally.abandoned), (vec![], PLACES as u64));
+}
