@@ -7,6 +7,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
@@ -16,7 +17,10 @@ use super::file::{self, OpenError};
 const EVERY: usize = 512;
 /// Pages of the log after which the writer must wait until it begins anew. While debits come
 /// without a pause a part of it is never folded, so that it would grow for ever.
-const LONG_LOG: i64 = 16_384;
+pub(super) const LONG_LOG: i64 = 16_384;
+/// How long it is left alone after a read that is still open kept it from beginning anew: each
+/// try holds the writer up for a moment.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The thread that does it.
 pub(super) struct Checkpointer {
@@ -32,8 +36,9 @@ impl Checkpointer {
             .map_err(|source| OpenError::Sqlite { path: path.into(), source })?;
         let (call, calls) = mpsc::sync_channel(1);
         let run = move || {
+            let mut again = Instant::now();
             while calls.recv().is_ok() {
-                if let Err(error) = fold(&db) {
+                if let Err(error) = fold(&db, &mut again) {
                     tracing::warn!(%error, "the store's log could not be folded into its file");
                 }
             }
@@ -69,10 +74,14 @@ impl Checkpointer {
     }
 }
 
-fn fold(db: &Connection) -> rusqlite::Result<()> {
+/// `again`: from when on the writer may be held up.
+fn fold(db: &Connection, again: &mut Instant) -> rusqlite::Result<()> {
     let log: i64 = db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(1))?;
-    if log > LONG_LOG {
-        db.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))?;
+    if log > LONG_LOG && Instant::now() >= *again {
+        let is_busy: bool = db.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get(0))?;
+        if is_busy {
+            *again = Instant::now() + PAUSE;
+        }
     }
     Ok(())
 }

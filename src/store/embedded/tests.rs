@@ -18,6 +18,7 @@ mod audit;
 mod copy;
 mod faults;
 mod idle;
+mod log;
 mod migrate;
 mod plans;
 
