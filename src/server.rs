@@ -408,18 +408,18 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
 /// On the first start: the account `default` with a key. Then, at each start, the presets.
 async fn first_account(store: &dyn Store, presets: &Presets) -> anyhow::Result<Option<Secret>> {
     let id = AccountId(FIRST_ACCOUNT.into());
-    let none_yet = store.accounts(Page { cursor: None, limit: 1 }).await?.data.is_empty();
+    let is_first = is_first_start(store, &id).await?;
     let presets_need_it = presets.client_key.is_some() || presets.initial_credits.is_some();
     let mut made = None;
-    if none_yet || presets_need_it {
+    if is_first || presets_need_it {
         match store.create_account(id.clone(), FIRST_ACCOUNT.into()).await {
-            Ok(_) if none_yet && presets.client_key.is_none() => {
-                let key = key::generate(Class::Client)?;
-                keep_key(store, &id, "first", &key).await?;
-                made = Some(key);
-            }
             Ok(_) | Err(StoreError::Conflict(_)) => {}
             Err(error) => return Err(error.into()),
+        }
+        if is_first && presets.client_key.is_none() {
+            let key = key::generate(Class::Client)?;
+            keep_key(store, &id, "first", &key).await?;
+            made = Some(key);
         }
     }
     if let Some(key) = &presets.client_key
@@ -445,6 +445,17 @@ async fn first_account(store: &dyn Store, presets: &Presets) -> anyhow::Result<O
         }
     }
     Ok(made)
+}
+
+/// Whether there is no account yet; or the first alone and without a key, because a start was
+/// cut off, or its store went away, between the two.
+async fn is_first_start(store: &dyn Store, first: &AccountId) -> Result<bool, StoreError> {
+    let accounts = store.accounts(Page { cursor: None, limit: 2 }).await?.data;
+    match accounts.as_slice() {
+        [] => Ok(true),
+        [only] if only.id == *first => Ok(store.keys(first).await?.is_empty()),
+        _ => Ok(false),
+    }
 }
 
 fn is_away(error: &anyhow::Error) -> bool {
@@ -540,4 +551,24 @@ pub fn banner(running: &Running) -> String {
         admin = running.site.url("/"),
         admin_key = admin_key_path(config).display(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_first_start_that_was_cut_off_before_its_key_makes_it_and_no_other_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&dir.path().join("farebox.db"), Options::default()).unwrap();
+        let id = AccountId(FIRST_ACCOUNT.into());
+        store.create_account(id.clone(), FIRST_ACCOUNT.into()).await.unwrap();
+        let presets = Presets::default();
+        let made = first_account(store.as_ref(), &presets).await.unwrap().expect("its key");
+        let key = store.key(&KeyHash::of(made.expose())).await.unwrap().expect("it is known");
+        assert!(first_account(store.as_ref(), &presets).await.unwrap().is_none());
+        // One without keys, because they ended, is left so.
+        store.revoke_key(&id, &key.id).await.unwrap();
+        assert!(first_account(store.as_ref(), &presets).await.unwrap().is_none());
+    }
 }

@@ -258,15 +258,22 @@ impl Gate {
         Some(pending)
     }
 
+    /// Whether the store is there and has all that it once took.
+    fn is_open(&self) -> Result<(), StoreError> {
+        match &self.halted {
+            Some(why) => Err(StoreError::Unavailable(self.with_count(why))),
+            None => Ok(()),
+        }
+    }
+
     /// Whether requests of this account may be admitted.
     fn may_pass(&self, account: &AccountId) -> Result<(), StoreError> {
-        let unavailable = |why| Err(StoreError::Unavailable(why));
-        match (&self.halted, self.by_account.get(account)) {
-            (Some(why), _) => unavailable(self.with_count(why)),
-            (None, Some(count)) => {
-                unavailable(format!("{count} operations of this account wait for the store"))
-            }
-            (None, None) => Ok(()),
+        self.is_open()?;
+        match self.by_account.get(account) {
+            Some(count) => Err(StoreError::Unavailable(format!(
+                "{count} operations of this account wait for the store"
+            ))),
+            None => Ok(()),
         }
     }
 
@@ -393,7 +400,14 @@ impl Store for Journal {
     }
 
     fn key(&self, hash: &KeyHash) -> Answer<'_, Option<Arc<Key>>> {
-        self.ask(self.shared.store.key(hash))
+        let answer = self.ask(self.shared.store.key(hash));
+        Box::pin(async move {
+            match answer.await? {
+                // It may be among what the store has lost and is about to be sent again.
+                None => self.shared.gate().is_open().map(|()| None),
+                known => Ok(known),
+            }
+        })
     }
 
     fn keys(&self, account: &AccountId) -> Answer<'_, Vec<Key>> {
@@ -587,13 +601,7 @@ impl Store for Journal {
     }
 
     fn ready(&self) -> Answer<'_, ()> {
-        let works = self.shared.log_works().and_then(|()| {
-            let gate = self.shared.gate();
-            match &gate.halted {
-                Some(why) => Err(StoreError::Unavailable(gate.with_count(why))),
-                None => Ok(()),
-            }
-        });
+        let works = self.shared.log_works().and_then(|()| self.shared.gate().is_open());
         match works {
             Ok(()) => self.ask(self.shared.store.ready()),
             Err(error) => Box::pin(std::future::ready(Err(error))),

@@ -17,6 +17,7 @@ use crate::support::until;
 use crate::support::upstream::Upstream;
 
 mod caps;
+mod cluster;
 mod copies;
 mod durability;
 mod faults;

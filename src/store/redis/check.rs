@@ -40,7 +40,12 @@ impl Vet {
         let mut info = redis::cmd("INFO");
         info.arg("everything");
         let infos = link.ask_each_master(conn, &info).await?;
-        self.check(&infos.iter().map(text).collect::<Vec<_>>()).map_err(Unready::Unfit)?;
+        let infos: Vec<_> = infos.iter().map(text).collect();
+        // What it says of its settings then is not how it is set.
+        if infos.iter().any(|info| field(info, "loading") == Some("1")) {
+            return Err(Unready::Away(format!("the store {} is loading its file", self.address)));
+        }
+        self.check(&infos).map_err(Unready::Unfit)?;
         let Some(restoring) = &self.restoring else { return Ok(()) };
         let mut get = redis::cmd("GET");
         get.arg(restoring);

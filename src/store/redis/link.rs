@@ -234,7 +234,7 @@ impl Link {
         };
         match reached.map_err(Failure::away)? {
             Value::Int(reached) if reached >= i64::from(self.replicas) => Ok(()),
-            _ => Err(Away(format!("fewer than {} replicas have the debit", self.replicas))),
+            _ => Err(Away(format!("fewer than {} replicas have what was written", self.replicas))),
         }
     }
 
@@ -323,9 +323,15 @@ impl Link {
         self.replicas
     }
 
-    /// Whether something could be written now.
+    /// Whether something could be written now, and would be acknowledged.
     pub(super) async fn ready(&self) -> Result<(), Away> {
-        self.quick(&self.probe_cmd()).await.map(drop)
+        let mut conn = self.conns()?.money;
+        let written = self.ask(&mut conn, &self.probe_cmd(), self.timeouts.command).await;
+        written.map_err(Failure::away)?;
+        if self.replicas > 0 {
+            self.wait(conn, &self.probe).await?;
+        }
+        Ok(())
     }
 
     /// Ends the connection; what is asked from now on fails.
@@ -451,10 +457,16 @@ impl Link {
             Unready::Unfit(error) => error.to_string(),
         })?;
         match timeout(self.timeouts.patient(), conns.quick.ask(&self.probe_cmd())).await {
-            Ok(Ok(_)) => Ok(conns),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("no answer to a probe".into()),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(_) => return Err("no answer to a probe".into()),
         }
+        if matches!(conns.quick, Conn::Cluster(_)) {
+            // The probe is on one node, and what is asked next on another.
+            let ping = redis::cmd("PING");
+            self.ask_each_master(&mut conns.quick, &ping).await.map_err(|Away(why)| why)?;
+        }
+        Ok(conns)
     }
 }
 

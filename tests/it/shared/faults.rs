@@ -142,6 +142,25 @@ async fn what_a_failover_to_a_lagging_replica_loses_is_sent_again_from_the_journ
     ));
 }
 
+/// The replica has never heard of the account and its key: until they are sent to it again,
+/// nobody is told that the key is not valid.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_a_failover_lost_is_never_called_invalid() {
+    let upstream = varied_upstream().await;
+    let mut primary = Redis::start(DURABLE);
+    let replica = Redis::start(DURABLE);
+    let relay = Relay::to(primary.port());
+    let url = format!("redis://127.0.0.1:{}", relay.port());
+    let proxy = on(&url, &upstream).start().await;
+    let seen = under_load(&proxy, "before and after", async || {
+        primary.kill();
+        relay.switch(replica.port());
+    })
+    .await;
+    assert_only_unavailable(&seen);
+    Tally::of(&proxy, &upstream, &seen).await.print("failover to a replica that had nothing");
+}
+
 /// A key that was revoked, and what was forbidden to another, does not come back to life.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_revoked_or_narrowed_just_before_a_failover_are_so_after_it() {

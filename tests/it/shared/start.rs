@@ -81,3 +81,51 @@ async fn a_wrong_password_ends_the_start_with_a_sentence() {
         assert!(said.contains("does not answer") && said.contains("password"), "{url}: {said}");
     }
 }
+
+/// It answers, but only that it is loading.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn started_while_redis_loads_its_file_it_waits_and_then_serves() {
+    let upstream = varied_upstream().await;
+    let mut redis = Redis::start(DURABLE);
+    let proxy = on(&redis.url(), &upstream).start().await;
+    served(&proxy).await;
+    // It looks up from loading after every thousand commands.
+    let fill = "for n = 1, 6000 do redis.call('SET', 'filler:' .. n, 1) end";
+    redis.run(&["EVAL", fill, "0"]).unwrap();
+    redis.kill();
+    redis.restart_loading("1000");
+    // One that starts beside the other.
+    let late = on(&redis.url(), &upstream).start().await;
+    let told = late.readyz().await;
+    assert_eq!(told.status, 503, "{told:?}");
+    assert!(redis.run(&["PING"]).is_err_and(|error| error.starts_with("LOADING")));
+    readiness(&late, true).await;
+    served(&late).await;
+    late.default_account().settled().await;
+    late.default_account().check_books().await;
+    verify(&late).await;
+}
+
+/// On the first start of all nothing is acknowledged: the account, its key and its credits are
+/// there once the replica is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn started_for_the_first_time_beside_a_replica_that_hangs_it_waits_and_is_set_up_once() {
+    let upstream = varied_upstream().await;
+    let primary = Redis::start(DURABLE);
+    let replica = primary.replica(DURABLE);
+    let fresh = || on(&primary.url(), &upstream).env("FAREBOX_REDIS_WAIT", "1");
+    replica.pause();
+    let mut proxy = fresh().start().await;
+    assert_eq!(proxy.readyz().await.status, 503);
+    // Also if it ends meanwhile.
+    proxy.kill().await;
+    proxy.restart().await;
+    assert_eq!(proxy.readyz().await.status, 503);
+    replica.resume();
+    readiness(&proxy, true).await;
+    served(&proxy).await;
+    let account = proxy.default_account();
+    account.settled().await;
+    assert_eq!(account.ledger().await.iter().filter(|entry| entry.kind == "topup").count(), 1);
+    verify(&proxy).await;
+}
