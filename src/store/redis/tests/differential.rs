@@ -2,11 +2,12 @@
 //! every step, and the same books, requests and sums at the end.
 //!
 //! Everything that moves money happens in them, with a clock that steps back, crosses the ends
-//! of lots and of caps' periods, and processes that die. Limits a minute are not in them:
-//! `examples::limits` holds both stores to those.
+//! of lots and of caps' periods, processes that die, and trims of what is old. Limits a minute
+//! are not in them: `examples::limits` holds both stores to those.
 //!
 //! Seeds are new in every run. `FAREBOX_TEST_SEED` takes the one that a failure names.
 
+use std::collections::VecDeque;
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
@@ -33,6 +34,10 @@ const EACH: usize = 2_500;
 const AT_ONCE: usize = 2;
 /// Accounts of a history.
 const ACCOUNTS: usize = 16;
+/// Rounds of which a step may use an id again, or a little more: they are not trimmed.
+const RECENT: usize = 16;
+/// Longer than any period of a cap: what was spent in it is counted by its requests.
+const KEPT: Millis = 32 * 86_400_000;
 
 struct History {
     seed: u64,
@@ -169,6 +174,16 @@ impl History {
         self.look().await;
     }
 
+    /// What is from before an instant leaves every account.
+    async fn trim(&mut self, before: Millis) {
+        for One { keys, model } in &mut self.accounts {
+            let account = &keys[0].account;
+            self.redis.store.trim(account, before).await.unwrap();
+            self.sqlite.trim(account, before).await.unwrap();
+            model.trim(before);
+        }
+    }
+
     async fn assert_same_accounts(&self) {
         let at = format!("seed {}, round {}", self.seed, self.round);
         for One { keys, model } in &self.accounts {
@@ -204,8 +219,8 @@ impl History {
                 all(of).await
             };
             let at = format!("{account}, seed {seed}");
-            assert_same(&entries(sqlite).await, &model.entries, &format!("SQLite, {at}"));
-            assert_same(&entries(redis).await, &model.entries, &format!("Redis, {at}"));
+            assert_same(&entries(sqlite).await, model.kept(), &format!("SQLite, {at}"));
+            assert_same(&entries(redis).await, model.kept(), &format!("Redis, {at}"));
             let lots = async |store: &dyn Store| {
                 let mut lots = all(|page| store.lots(account, LotFilter::All, page)).await;
                 lots.reverse();
@@ -239,6 +254,7 @@ impl History {
     async fn run(mut self) -> usize {
         let mut random = Random::new(self.seed);
         let is_open = |one: &One| one.model.status != Status::Closed;
+        let mut times = VecDeque::from([self.now()]);
         while self.entries() < EACH && self.accounts.iter().any(is_open) {
             self.round += 1;
             // A quarter of an hour, or past the end of lots, or back.
@@ -247,6 +263,7 @@ impl History {
                 4 => 3_600_000 * Millis::try_from(random.below(30)).unwrap(),
                 5 => -3_600_000 * Millis::try_from(random.below(4)).unwrap(),
                 6 if random.below(20) == 0 => 366 * 86_400_000,
+                7 if random.below(8) == 0 => 40 * 86_400_000,
                 _ => 0,
             };
             self.redis.set_clock(self.now() + by);
@@ -259,6 +276,13 @@ impl History {
             if random.below(150) == 0 {
                 self.die().await;
             }
+            times.push_back(self.now());
+            if times.len() > RECENT {
+                times.pop_front();
+            }
+            if random.below(24) == 0 {
+                self.trim(times.iter().min().unwrap() - KEPT).await;
+            }
             if self.round.is_multiple_of(20) {
                 self.assert_same_accounts().await;
             }
@@ -270,6 +294,8 @@ impl History {
         for store in self.stores() {
             store.close().await.unwrap();
         }
+        let trimmed: usize = self.accounts.iter().map(|one| one.model.trimmed).sum();
+        println!("{trimmed} entries of {} were trimmed", self.entries());
         self.entries()
     }
 }

@@ -17,6 +17,8 @@ pub(super) struct Model {
     ts: Millis,
     pub lots: Vec<Lot>,
     pub entries: Vec<Entry>,
+    /// How many of them are gone, from the first.
+    pub trimmed: usize,
     limits: [KeyLimits; KEYS],
     /// What is held for each request that runs.
     running: BTreeMap<usize, Credits>,
@@ -34,11 +36,23 @@ impl Model {
             ts: now,
             lots: Vec::new(),
             entries: Vec::new(),
+            trimmed: 0,
             limits: Default::default(),
             running: BTreeMap::new(),
             charges: Vec::new(),
             done: HashMap::new(),
         }
+    }
+
+    /// What is from before an instant goes; balance and lots stay as they are.
+    pub(super) fn trim(&mut self, before: Millis) {
+        let old = self.entries.iter().take_while(|entry| entry.ts < before).count();
+        self.trimmed = self.trimmed.max(old);
+    }
+
+    /// The entries that were not trimmed.
+    pub(super) fn kept(&self) -> &[Entry] {
+        &self.entries[self.trimmed..]
     }
 
     /// The numbers of the requests that run.
@@ -346,9 +360,23 @@ impl Model {
     }
 
     fn undone(&self, of: &str, kind: Kind, what: &str) -> Result<Entry, StoreError> {
-        let mut found = self.entries.iter();
-        let entry = found.find(|entry| entry.reference == of && entry.kind == kind);
-        entry.cloned().ok_or_else(|| StoreError::NotFound(format!("{what} {of}")))
+        let is_it = |entry: &&Entry| entry.reference == of && entry.kind == kind;
+        if let Some(entry) = self.kept().iter().find(is_it) {
+            return Ok(entry.clone());
+        }
+        // The ids of payments are kept for ever.
+        if let Some(entry) = self.entries.iter().find(is_it).filter(|_| kind == Kind::Topup) {
+            return Err(StoreError::Conflict(format!(
+                "{of} was booked as entry {}, which was trimmed; correct the balance by an \
+                 adjustment",
+                entry.seq
+            )));
+        }
+        let why = match self.trimmed {
+            0 => "",
+            _ => " (if it was trimmed, correct the balance)",
+        };
+        Err(StoreError::NotFound(format!("{what} {of}{why}")))
     }
 
     fn amount_of(

@@ -162,7 +162,8 @@ pub(super) fn step(random: &mut Random, n: usize, model: &Model) -> Step {
         }
         what => {
             let amount = Some(random.amount()).filter(|_| random.below(3) > 0);
-            let of = earlier(random);
+            // Mostly of late; sometimes of long ago, when it may be trimmed.
+            let of = if random.below(5) == 0 { random.index(n) } else { earlier(random) };
             match what {
                 23 | 24 => Step::Refund { id: format!("back{at}"), of: format!("r{of}"), amount },
                 _ => Step::Reverse { id: format!("bank{at}"), of: format!("pay{of}"), amount },
