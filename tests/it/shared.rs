@@ -22,6 +22,7 @@ mod copies;
 mod durability;
 mod faults;
 mod journal;
+mod late;
 mod overdraft;
 mod retention;
 mod start;
