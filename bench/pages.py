@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """How long the billing pages take over one account with a million requests in 90 days.
 
-  python3 pages.py FAREBOX [--rows 1000000] [--store FILE|redis://…]
+  python3 pages.py FAREBOX [--store FILE|redis://…] [--rows 1000000]
 
-Without --store it fills a file by seed.py first. Prints a table: the first answer after a start
-(cold), then the median and the 95th percentile of pages and of the API; the first paint in
-Chromium (chromedriver); and what the pages load, compressed.
+Fills the store first, by the program `fill` of this package, unless it was filled before; without
+--store that is a file of its own. Prints a table: the first answer after a start (cold), then the
+median and the 95th percentile of pages and of the API; the first paint in Chromium
+(chromedriver); and what the pages load, compressed.
 """
-import argparse, gzip, json, os, pathlib, re, secrets, socket, subprocess, sys, tempfile, time
+import argparse, gzip, json, os, pathlib, re, secrets, shutil, signal, socket, subprocess, sys
+import tempfile, time
 import urllib.error, urllib.parse, urllib.request
 
 HERE = pathlib.Path(__file__).parent
@@ -61,7 +63,8 @@ class Farebox:
         env = {"PATH": os.environ["PATH"], "HOME": str(folder), "FAREBOX_STORE": store,
                "FAREBOX_CONFIG": str(folder / "farebox.toml"), "FAREBOX_LISTEN": "127.0.0.1:0",
                "FAREBOX_ADMIN_LISTEN": "127.0.0.1:0", "FAREBOX_ADMIN_KEY": self.key,
-               "FAREBOX_PRICING": str(HERE / "../pricing.toml"), "OPENAI_API_KEY": "none"}
+               "FAREBOX_PRICING": str(HERE / "../pricing.toml"), "OPENAI_API_KEY": "none",
+               "FAREBOX_REDIS_ALLOW_UNSAFE": "true"}
         self.process = subprocess.Popen([program, "serve"], env=env, cwd=folder, text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.url = ""
@@ -95,7 +98,9 @@ class Chromium:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL)
+        # A group of its own: what it starts ends with it.
+        self.driver = subprocess.Popen(["chromedriver", f"--port={port}"],
+                                       stdout=subprocess.DEVNULL, start_new_session=True)
         self.url = f"http://127.0.0.1:{port}/session"
         for _ in range(100):
             try:
@@ -117,8 +122,7 @@ class Chromium:
         return self.ask("/execute/async", {"script": PAINT, "args": []})
 
     def end(self):
-        urllib.request.urlopen(urllib.request.Request(self.url, method="DELETE")).read()
-        self.driver.terminate()
+        os.killpg(self.driver.pid, signal.SIGTERM)
         self.driver.wait()
 
 
@@ -135,24 +139,16 @@ def assets(farebox):
     return len(files), sum(map(len, files)), sum(len(gzip.compress(file)) for file in files)
 
 
-def main():
-    ap = argparse.ArgumentParser()
-    ap.add_argument("farebox")
-    ap.add_argument("--rows", type=int, default=1_000_000)
-    ap.add_argument("--store")
-    ap.add_argument("--times", type=int, default=30)
-    a = ap.parse_args()
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="farebox-pages-"))
-    store = a.store or str(folder / "farebox.db")
-    if not a.store:
-        # Half of the requests are of a0, and with one account the other half too.
-        seed = [sys.executable, HERE / "seed.py", store, "--accounts", "1", "--keys", "3"]
-        subprocess.run([*seed, "--rows", str(a.rows)], check=True)
-    farebox = Farebox(os.path.abspath(a.farebox), store, folder)
+def fill(store, rows):
+    """A million requests, settled by the store itself."""
+    build = ["cargo", "run", "--release", "--features", "store", "--bin", "fill", "--"]
+    subprocess.run([*build, "--store", store, "--rows", str(rows)], cwd=HERE, check=True)
+
+
+def measure(farebox, browser, often):
     now = int(time.time())
     day = lambda ago: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - ago * 86_400))
     span = f"since={day(90)}&until={day(0)}"
-    browser = Chromium()
     print("| page | cold ms | p50 ms | p95 ms | first paint ms |\n|---|--:|--:|--:|--:|")
     browser.ask("/url", {"url": farebox.url + "/sign-in"})
     name, value = farebox.cookie.split("=", 1)
@@ -160,7 +156,7 @@ def main():
     foreign, row = 0, farebox.page("/billing/a0/usage")[0]
     one = re.search(rb'href="(/billing/a0/usage/[^"]+)"', row)[1].decode().replace("&amp;", "&")
     for path in [*(f"/billing/a0/{page}" for page in PAGES), one]:
-        cold, p50, p95 = times(path, farebox.page, a.times)
+        cold, p50, p95 = times(path, farebox.page, often)
         paints = [browser.paint(farebox.url + path) for _ in range(5)]
         foreign += sum(others for _, others in paints)
         name = "one request" if path == one else path.removeprefix("/billing/a0/")
@@ -168,16 +164,33 @@ def main():
     print("\n| API | cold ms | p50 ms | p95 ms |\n|---|--:|--:|--:|")
     for path in API:
         full = "/admin/v1/accounts/a0" + path.replace("{90d}", span)
-        cold, p50, p95 = times(full, farebox.api, a.times)
+        cold, p50, p95 = times(full, farebox.api, often)
         print(f"| {path.replace('{90d}', '90 days') or 'the account'} | {cold:.0f} | {p50:.0f} | {p95:.0f} |")
     count, plain, packed = assets(farebox)
     print(f"\n{count} assets: {plain:,} bytes, {packed:,} compressed; {foreign} requests to other origins")
-    browser.end()
-    farebox.end()
-    if not a.store:
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("farebox")
+    ap.add_argument("--rows", type=int, default=1_000_000)
+    ap.add_argument("--store")
+    ap.add_argument("--times", type=int, default=30)
+    a = ap.parse_args()
+    # Whoever ends us by a signal ends what we started too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="farebox-pages-"))
+    store = a.store or str(folder / "farebox.db")
+    started = []
+    try:
+        fill(store, a.rows)
+        started.append(Farebox(os.path.abspath(a.farebox), store, folder))
+        started.append(Chromium())
+        measure(*started, a.times)
+    finally:
+        for one in reversed(started):
+            one.end()
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

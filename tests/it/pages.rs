@@ -15,7 +15,6 @@ use crate::support::{credits, until, within};
 mod connection;
 mod equal;
 pub mod look;
-mod many;
 mod states;
 mod tasks;
 mod world;
