@@ -121,6 +121,7 @@ impl Export {
                 ("model", filter.model.clone()),
                 ("key", filter.key.clone()),
                 ("tag", filter.tag.clone()),
+                ("upstream", filter.upstream.clone()),
                 ("origin", filter.origin.clone()),
                 ("source", word(serde_json::json!(filter.source))),
                 ("outcome", word(serde_json::json!(filter.outcome))),

@@ -488,6 +488,8 @@ pub struct UsageFilter {
     pub key: Option<String>,
     /// Exactly this tag.
     pub tag: Option<String>,
+    /// Exactly this upstream.
+    pub upstream: Option<String>,
     /// Exactly this origin.
     pub origin: Option<String>,
     /// Exactly this source.

@@ -76,6 +76,8 @@ pub struct UsageExportQuery {
     key: Option<String>,
     /// Exactly this tag.
     tag: Option<String>,
+    /// Exactly this upstream, by its name.
+    upstream: Option<String>,
     /// Exactly this origin: `user`, `heartbeat` or `cron`.
     origin: Option<String>,
     /// Exactly this source of the counts.
@@ -93,10 +95,19 @@ impl LedgerExportQuery {
 
 impl UsageExportQuery {
     fn export(self, target: &Target) -> Result<Export, Error> {
-        let Self { format, since, until, tz, bom, model, key, tag, origin, source, outcome } = self;
-        let filter =
-            UsageFilter { since: None, until: None, model, key, tag, origin, source, outcome };
-        export(target, What::Usage(filter), format, (since, until), tz, bom)
+        let filter = UsageFilter {
+            since: None,
+            until: None,
+            model: self.model,
+            key: self.key,
+            tag: self.tag,
+            upstream: self.upstream,
+            origin: self.origin,
+            source: self.source,
+            outcome: self.outcome,
+        };
+        let times = (self.since, self.until);
+        export(target, What::Usage(filter), self.format, times, self.tz, self.bom)
     }
 }
 

@@ -1,4 +1,5 @@
-//! The requests of an account: one by one, and summed by model, key, tag or day.
+//! The requests of an account: one by one, and summed by model, key, tag, upstream, day
+//! or hour.
 
 use axum::Json;
 use axum::extract::State as Shared;
@@ -33,6 +34,8 @@ pub struct UsageQuery {
     key: Option<String>,
     /// Exactly this tag.
     tag: Option<String>,
+    /// Exactly this upstream, by its name.
+    upstream: Option<String>,
     /// Exactly this origin: `user`, `heartbeat` or `cron`.
     origin: Option<String>,
     /// Exactly this source of the counts.
@@ -65,6 +68,8 @@ pub struct SummaryQuery {
     key: Option<String>,
     /// Exactly this tag.
     tag: Option<String>,
+    /// Exactly this upstream, by its name.
+    upstream: Option<String>,
     /// Exactly this origin: `user`, `heartbeat` or `cron`.
     origin: Option<String>,
     /// Exactly this source of the counts.
@@ -119,6 +124,7 @@ pub async fn list(
         model: query.model,
         key: query.key,
         tag: query.tag,
+        upstream: query.upstream,
         origin: query.origin,
         source: query.source,
         outcome: query.outcome,
@@ -159,6 +165,7 @@ pub async fn summary(
         model: query.model,
         key: query.key,
         tag: query.tag,
+        upstream: query.upstream,
         origin: query.origin,
         source: query.source,
         outcome: query.outcome,

@@ -32,7 +32,7 @@ enum UsageCommand {
     #[command(after_help = "Examples:\n  farebox usage list --key openclaw --last 24h\n  \
         farebox usage list --source estimated --json")]
     List(ListArgs),
-    /// Sum requests by model, key, tag or day
+    /// Sum requests by model, key, tag, upstream, day or hour
     #[command(after_help = "Example:\n  farebox usage summary --last 7d --by model")]
     Summary(SummaryArgs),
     /// Write every request to a file, oldest first, and beside it FILE.meta.json, which makes
@@ -60,7 +60,7 @@ struct ListArgs {
 
 #[derive(Args, Debug)]
 struct SummaryArgs {
-    /// What the rows are: model, key, tag or day
+    /// What the rows are: model, key, tag, upstream, day or hour
     #[arg(long, value_enum, default_value = "model", hide_possible_values = true)]
     by: Group,
     #[command(flatten)]
@@ -86,6 +86,9 @@ struct RowArgs {
     /// Exactly this tag
     #[arg(long)]
     tag: Option<String>,
+    /// Exactly this upstream, by its name
+    #[arg(long)]
+    upstream: Option<String>,
     /// Exactly this origin: user, heartbeat or cron
     #[arg(long)]
     origin: Option<String>,
@@ -123,6 +126,7 @@ impl RowArgs {
             ("model", self.model.clone()),
             ("key", key),
             ("tag", self.tag.clone()),
+            ("upstream", self.upstream.clone()),
             ("origin", self.origin.clone()),
             ("source", self.source.clone()),
             ("outcome", self.outcome.clone()),

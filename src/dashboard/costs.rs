@@ -11,12 +11,14 @@ use super::params::{Params, Range, Tab};
 use super::{Failure, assets};
 use crate::billing::Credits;
 use crate::billing::price::{Model, Rate};
-use crate::store::{self, Group, StoreError, SummaryRow, UsageFilter};
+use crate::store::{self, Group, StoreError, SummaryRow, UsageFilter, UsageRow};
 
 /// Rows before the rest is one row.
 const ROWS: usize = 10;
 /// Requests of which a median is taken: the latest of the range.
 const TIMED: u32 = 100;
+/// Requests of all groups in which those are looked for first.
+const LATEST: u32 = 500;
 
 #[derive(Template)]
 #[template(path = "costs.html")]
@@ -230,31 +232,48 @@ async fn medians(
     by: Group,
     sums: &[SummaryRow],
 ) -> Result<HashMap<Option<String>, u32>, StoreError> {
+    let latest = async |limit, filter: UsageFilter| -> Result<_, StoreError> {
+        let (since, until) = (Some(range.since), Some(range.until));
+        let filter = UsageFilter { since, until, ..filter };
+        let page_of = store::Page { cursor: None, limit };
+        Ok(page.state.store.usage(&page.account.id, filter, page_of).await?.data)
+    };
+    // Among the latest of all there are often enough of each.
+    let all = latest(LATEST, UsageFilter::default()).await?;
+    let is_whole = all.len() < LATEST as usize;
     let mut medians = HashMap::new();
-    let groups = sums.iter().take(ROWS).map(|sum| Some(sum.group.clone()));
-    for group in groups.chain([None]) {
-        let mut filter = UsageFilter {
-            since: Some(range.since),
-            until: Some(range.until),
-            ..UsageFilter::default()
+    let times = all.iter().map(|row| row.latency_ms);
+    medians.extend(median(times.take(TIMED as usize)).map(|median| (None, median)));
+    for group in sums.iter().take(ROWS).map(|sum| &sum.group) {
+        let its = |row: &&UsageRow| match by {
+            Group::Model => row.model == *group,
+            Group::Key => row.key == *group,
+            Group::Upstream => row.upstream == *group,
+            _ => row.attribution.tag.as_deref().unwrap_or_default() == group,
         };
-        // Rows without a tag and those of an upstream cannot be asked for.
-        match (by, &group) {
-            (_, None) => {}
-            (Group::Model, group) => filter.model.clone_from(group),
-            (Group::Key, group) => filter.key.clone_from(group),
-            (Group::Tag, Some(tag)) if !tag.is_empty() => filter.tag = Some(tag.clone()),
-            _ => continue,
+        let mut times: Vec<_> = all.iter().filter(its).map(|row| row.latency_ms).collect();
+        let mut filter = UsageFilter::default();
+        match by {
+            Group::Model => filter.model = Some(group.clone()),
+            Group::Key => filter.key = Some(group.clone()),
+            Group::Upstream => filter.upstream = Some(group.clone()),
+            // Rows without a tag cannot be asked for.
+            _ if group.is_empty() => continue,
+            _ => filter.tag = Some(group.clone()),
         }
-        let latest = store::Page { cursor: None, limit: TIMED };
-        let rows = page.state.store.usage(&page.account.id, filter, latest).await?;
-        let mut times: Vec<u32> = rows.data.iter().map(|row| row.latency_ms).collect();
-        times.sort_unstable();
-        if let Some(median) = times.get(times.len().saturating_sub(1) / 2) {
-            medians.insert(group, *median);
+        if times.len() < TIMED as usize && !is_whole {
+            times = latest(TIMED, filter).await?.iter().map(|row| row.latency_ms).collect();
         }
+        let median = median(times.into_iter().take(TIMED as usize));
+        medians.extend(median.map(|median| (Some(group.clone()), median)));
     }
     Ok(medians)
+}
+
+fn median(times: impl Iterator<Item = u32>) -> Option<u32> {
+    let mut times: Vec<_> = times.collect();
+    times.sort_unstable();
+    times.get(times.len().saturating_sub(1) / 2).copied()
 }
 
 impl Price {
@@ -287,9 +306,10 @@ fn href(page: &Page, range: &Range, params: &Params, by: Group, group: &str) -> 
     let filter = match by {
         Group::Key => "key",
         Group::Tag => "tag",
+        Group::Upstream => "upstream",
         _ => "model",
     };
-    if group.is_empty() || by == Group::Upstream {
+    if group.is_empty() {
         return String::new();
     }
     let time = match range.key {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use askama::Template;
 use axum::response::Response;
+use futures_util::future::{try_join, try_join_all};
 use jiff::civil::Date;
 
 use super::Failure;
@@ -113,13 +114,11 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
 /// A bar for every hour or day, idle ones too, split by the dearest models.
 async fn bars(page: &Page, range: &Range) -> Result<(Vec<String>, Vec<Bar>), StoreError> {
     let by = if range.is_hours { Group::Hour } else { Group::Day };
-    let all = totals(page, range, by, None).await?;
-    let models = page.sums(Group::Model, range.since, range.until, None).await?;
+    let models = page.sums(Group::Model, range.since, range.until, None);
+    let (all, models) = try_join(totals(page, range, by, None), models).await?;
     let mut names: Vec<_> = models.iter().take(SERIES).map(|model| model.group.clone()).collect();
-    let mut series = Vec::new();
-    for name in &names {
-        series.push(totals(page, range, by, Some(name.clone())).await?);
-    }
+    let series = names.iter().map(|name| totals(page, range, by, Some(name.clone())));
+    let series = try_join_all(series).await?;
     let has_rest = models.len() > SERIES;
     if has_rest {
         names.push(format!("Other ({})", models.len() - SERIES));

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use askama::Template;
 use axum::extract::Path;
 use axum::response::Response;
+use futures_util::future::try_join4;
 use serde::Deserialize;
 
 use super::explain::{self, Explained};
@@ -182,6 +183,7 @@ fn filter(range: &Range, params: &Params) -> UsageFilter {
         model: text("model"),
         key: text("key"),
         tag: text("tag"),
+        upstream: text("upstream"),
         origin: text("origin"),
         source: params.get("source").and_then(word),
         outcome: params.get("outcome").and_then(word),
@@ -224,25 +226,18 @@ async fn filters(
         };
         choices.iter().map(option).collect()
     };
+    let (models, keys, tags, upstreams) = try_join4(
+        seen("model", Group::Model),
+        seen("key", Group::Key),
+        seen("tag", Group::Tag),
+        seen("upstream", Group::Upstream),
+    )
+    .await?;
     Ok(vec![
-        Select {
-            name: "model",
-            title: "Model",
-            all: "All models",
-            options: seen("model", Group::Model).await?,
-        },
-        Select {
-            name: "key",
-            title: "Key",
-            all: "All keys",
-            options: seen("key", Group::Key).await?,
-        },
-        Select {
-            name: "tag",
-            title: "Tag",
-            all: "All tags",
-            options: seen("tag", Group::Tag).await?,
-        },
+        Select { name: "model", title: "Model", all: "All models", options: models },
+        Select { name: "key", title: "Key", all: "All keys", options: keys },
+        Select { name: "tag", title: "Tag", all: "All tags", options: tags },
+        Select { name: "upstream", title: "Upstream", all: "All upstreams", options: upstreams },
         Select {
             name: "origin",
             title: "Origin",

@@ -4,6 +4,7 @@ use askama::Template;
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::future::{try_join, try_join_all, try_join3};
 
 use super::Failure;
 use super::moment::Instant;
@@ -98,9 +99,13 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
     let store = page.state.store.as_ref();
     let id = &page.account.id;
     let recent = || store::Page { cursor: None, limit: RECENT };
-    let usage = store.usage(id, UsageFilter::default(), recent()).await?.data;
-    let entries = store.entries(id, EntryFilter::default(), recent()).await?.data;
-    let lots = store.lots(id, LotFilter::Usable, store::Page { cursor: None, limit: LOTS }).await?;
+    let (usage, entries, lots) = try_join3(
+        store.usage(id, UsageFilter::default(), recent()),
+        store.entries(id, EntryFilter::default(), recent()),
+        store.lots(id, LotFilter::Usable, store::Page { cursor: None, limit: LOTS }),
+    )
+    .await?;
+    let (usage, entries) = (usage.data, entries.data);
     let (tone, runway) = match &shell.account {
         Some(left) => (left.tone, left.runway.clone()),
         None => ("good", String::new()),
@@ -128,20 +133,20 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
 
 async fn burns(page: &Page) -> Result<Vec<Burn>, StoreError> {
     let until = page.now + 1;
-    let mut burns = Vec::new();
-    for (name, days, before) in [
+    let burns = [
         ("Today", 0, "than yesterday by this time"),
         ("Last 7 days", 6, "than the 7 days before"),
         ("Last 30 days", 29, "than the 30 days before"),
-    ] {
+    ];
+    let burns = burns.map(async |(name, days, before)| {
         let since = page.zone.days_before(page.now, days);
-        let spent = page.spent(since, until).await?;
         let earlier = page.zone.days_before(page.now, 2 * days + 1);
-        let previous = page.spent(earlier, page.zone.earlier(until, days + 1)).await?;
+        let previous = page.spent(earlier, page.zone.earlier(until, days + 1));
+        let (spent, previous) = try_join(page.spent(since, until), previous).await?;
         let (change, way) = change(spent, previous);
-        burns.push(Burn { name, spent: Amount(spent), change, way, before });
-    }
-    Ok(burns)
+        Ok(Burn { name, spent: Amount(spent), change, way, before })
+    });
+    try_join_all(burns).await
 }
 
 /// How much more or less, in percent of before.

@@ -42,6 +42,7 @@ mod changes;
 mod check;
 pub mod copy;
 mod flights;
+mod hours;
 mod keys;
 mod lane;
 mod link;

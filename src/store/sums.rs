@@ -22,23 +22,35 @@ impl Sums {
     pub(super) fn of(parts: Vec<(String, SummaryRow)>) -> Self {
         let mut sums = Self::default();
         for (group, part) in parts {
-            sums.add(group, &part);
+            sums.add(&group, &part);
         }
         sums
     }
 
-    pub(super) fn add(&mut self, group: String, part: &SummaryRow) {
-        let sum = self.0.entry(group).or_insert_with_key(|group| SummaryRow {
-            group: group.clone(),
-            ..SummaryRow::default()
-        });
-        sum.requests += part.requests;
-        sum.input_tokens += part.input_tokens;
-        sum.cached_input_tokens += part.cached_input_tokens;
-        sum.cache_creation_tokens += part.cache_creation_tokens;
-        sum.output_tokens += part.output_tokens;
-        sum.charge += part.charge;
-        sum.estimated += part.estimated;
+    pub(super) fn add(&mut self, group: &str, part: &SummaryRow) {
+        if !self.0.contains_key(group) {
+            let sum = SummaryRow { group: group.to_owned(), ..SummaryRow::default() };
+            self.0.insert(group.to_owned(), sum);
+        }
+        if let Some(sum) = self.0.get_mut(group) {
+            add(sum, part);
+        }
+    }
+
+    /// Takes a part out that was added before, under another name.
+    pub(super) fn take(&mut self, group: &str, part: &SummaryRow) {
+        let Some(sum) = self.0.get_mut(group) else { return };
+        let less = |sum: &mut u64, part: u64| *sum = sum.saturating_sub(part);
+        less(&mut sum.requests, part.requests);
+        less(&mut sum.input_tokens, part.input_tokens);
+        less(&mut sum.cached_input_tokens, part.cached_input_tokens);
+        less(&mut sum.cache_creation_tokens, part.cache_creation_tokens);
+        less(&mut sum.output_tokens, part.output_tokens);
+        sum.charge = sum.charge - part.charge;
+        less(&mut sum.estimated, part.estimated);
+        if sum.requests == 0 {
+            self.0.remove(group);
+        }
     }
 
     /// The groups, dearest first; days in order.
@@ -52,6 +64,17 @@ impl Sums {
         });
         rows
     }
+}
+
+/// Adds a part to a sum.
+pub(super) fn add(sum: &mut SummaryRow, part: &SummaryRow) {
+    sum.requests += part.requests;
+    sum.input_tokens += part.input_tokens;
+    sum.cached_input_tokens += part.cached_input_tokens;
+    sum.cache_creation_tokens += part.cache_creation_tokens;
+    sum.output_tokens += part.output_tokens;
+    sum.charge += part.charge;
+    sum.estimated += part.estimated;
 }
 
 /// A range of times, cut at whole hours. Each part may be empty.

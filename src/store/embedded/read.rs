@@ -300,8 +300,8 @@ pub(super) fn usage(
 }
 
 /// Whether the sums of an hour tell if there is such a row in it.
-fn is_in_sums(UsageFilter { model, key, tag, .. }: &UsageFilter) -> bool {
-    model.is_some() || key.is_some() || tag.is_some()
+fn is_in_sums(UsageFilter { model, key, tag, upstream, .. }: &UsageFilter) -> bool {
+    model.is_some() || key.is_some() || tag.is_some() || upstream.is_some()
 }
 
 /// The hours in which a page can have rows.
@@ -318,7 +318,7 @@ fn hours_of(filter: &UsageFilter, page: &Page, order: Order) -> Range<i64> {
     hours
 }
 
-/// The next hour that has rows of the model, key and tag.
+/// The next hour that has rows of the model, key, tag and upstream.
 fn next_hour(
     db: &Connection,
     account: &AccountId,
@@ -451,8 +451,10 @@ impl Select {
 
     /// The conditions that requests and their sums have in common.
     pub(super) fn and_group(&mut self, filter: &UsageFilter) {
-        let UsageFilter { model, key, tag, .. } = filter;
-        for (condition, value) in [("model = ?", model), ("key = ?", key), ("tag = ?", tag)] {
+        let UsageFilter { model, key, tag, upstream, .. } = filter;
+        for (condition, value) in
+            [("model = ?", model), ("key = ?", key), ("tag = ?", tag), ("upstream = ?", upstream)]
+        {
             if let Some(value) = value {
                 self.and(condition, value.clone());
             }

@@ -88,7 +88,7 @@ impl Query<'_> {
         let mut sums = Sums::default();
         let mut add = |parts: Vec<(String, SummaryRow)>| {
             for (group, part) in parts {
-                sums.add(group, &part);
+                sums.add(&group, &part);
             }
         };
         if self.needs_rows() {
@@ -116,14 +116,14 @@ impl Query<'_> {
             let range = hour * HOUR_MS..(hour + 1) * HOUR_MS;
             let day = day_of(zone, range.start);
             if day == day_of(zone, range.end - 1) {
-                sums.add(day, &part);
+                sums.add(&day, &part);
             } else {
                 single_rows.push(range);
             }
         }
         for range in single_rows {
             for (ts, part) in self.sum_rows::<Millis>("ts", range)? {
-                sums.add(day_of(zone, ts), &part);
+                sums.add(&day_of(zone, ts), &part);
             }
         }
         Ok(sums)

@@ -13,7 +13,7 @@ fn millis(text: &str) -> Millis {
     text.parse::<Timestamp>().unwrap().as_millisecond()
 }
 
-/// Requests of several models, keys, tags and origins, `step` apart.
+/// Requests of several models, keys, upstreams, tags and origins, `step` apart.
 async fn busy(count: usize, start: Millis, step: Millis) -> Bench {
     let bench = Bench::with("100").await;
     for i in 0..count {
@@ -22,6 +22,7 @@ async fn busy(count: usize, start: Millis, step: Millis) -> Bench {
         let row = Settlement {
             model: one_of(&["sonnet", "opus", "flash"]),
             key: one_of(&["key_1", "key_2"]),
+            upstream: one_of(&["anthropic", "anthropic", "router", "anthropic", "anthropic"]),
             attribution: Attribution {
                 tag: [None, Some("night".into())][i % 2].clone(),
                 origin: [Some("user".into()), Some("heartbeat".into()), None][i % 3].clone(),
@@ -93,7 +94,7 @@ async fn pages_join_to_the_whole_list_with_every_filter() {
 
 /// The sums tell in which hours to look.
 #[tokio::test]
-async fn a_model_a_key_or_a_tag_is_found_hours_apart_with_every_range_and_cursor() {
+async fn what_a_filter_asks_for_is_found_hours_apart_with_every_range_and_cursor() {
     let step = 17 * 60_000;
     let bench = busy(60, START + 123, step).await;
     let rows = bench.usage().await;
@@ -103,6 +104,8 @@ async fn a_model_a_key_or_a_tag_is_found_hours_apart_with_every_range_and_cursor
         UsageFilter { key: some("key_2"), tag: some("night"), ..UsageFilter::default() },
         UsageFilter { key: some("key_1"), tag: some("night"), ..UsageFilter::default() },
         UsageFilter { model: some("none"), ..UsageFilter::default() },
+        UsageFilter { upstream: some("router"), ..UsageFilter::default() },
+        UsageFilter { upstream: some("router"), model: some("opus"), ..Default::default() },
         UsageFilter { model: some("flash"), source: Some(Source::Drained), ..Default::default() },
         UsageFilter { model: some("flash"), source: Some(Source::Reported), ..Default::default() },
     ] {
@@ -118,6 +121,7 @@ async fn a_model_a_key_or_a_tag_is_found_hours_apart_with_every_range_and_cursor
                 filter.model.as_ref().is_none_or(|model| *model == row.model)
                     && filter.key.as_ref().is_none_or(|key| *key == row.key)
                     && (filter.tag.is_none() || filter.tag == row.attribution.tag)
+                    && filter.upstream.as_ref().is_none_or(|upstream| *upstream == row.upstream)
                     && filter.source.is_none_or(|source| source == row.source)
                     && since.is_none_or(|since| row.ts >= since)
                     && until.is_none_or(|until| row.ts < until)
@@ -240,6 +244,9 @@ async fn sums_equal_their_rows_in_every_zone_grouping_and_range() {
         UsageFilter { tag: Some("night".into()), ..UsageFilter::default() },
         UsageFilter { model: Some("opus".into()), key: Some("key_1".into()), ..Default::default() },
         UsageFilter { origin: Some("user".into()), ..UsageFilter::default() },
+        UsageFilter { upstream: Some("router".into()), ..UsageFilter::default() },
+        UsageFilter { source: Some(Source::Estimated), ..UsageFilter::default() },
+        UsageFilter { outcome: Some(Outcome::ClientClosed), ..UsageFilter::default() },
     ];
     for (since, until) in ranges {
         for filter in &filters {
@@ -252,6 +259,9 @@ async fn sums_equal_their_rows_in_every_zone_grouping_and_range() {
                 .filter(|row| filter.key.as_ref().is_none_or(|key| *key == row.key))
                 .filter(|row| filter.tag.is_none() || filter.tag == row.attribution.tag)
                 .filter(|row| filter.origin.is_none() || filter.origin == row.attribution.origin)
+                .filter(|row| filter.upstream.as_ref().is_none_or(|it| *it == row.upstream))
+                .filter(|row| filter.source.is_none_or(|source| source == row.source))
+                .filter(|row| filter.outcome.is_none_or(|outcome| outcome == row.outcome))
                 .cloned()
                 .collect();
             for by in

@@ -4,15 +4,16 @@
 //! then. What lies before is never changed, so it is read in steps while requests go on.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use redis::Value;
 use tokio::sync::mpsc;
 
+use super::hours::{Hour, Kept, split, sum_of};
 use super::names::Name;
 use super::read::Order;
 use super::reply::{self, Odd, Reply};
 use super::rows::{self, Item};
-use super::summary::{Hour, hour_of};
 use super::{Shared, trim};
 use crate::billing::Credits;
 use crate::billing::audit::{
@@ -20,7 +21,7 @@ use crate::billing::audit::{
 };
 use crate::billing::ledger::{Kind, LedgerError};
 use crate::store::sums::HOUR_MS;
-use crate::store::{AccountId, Entry, Millis, Outcome, Source, StoreError, UsageFilter, UsageRow};
+use crate::store::{AccountId, Entry, Millis, Outcome, Source, StoreError, UsageRow};
 
 /// Records that are handed over together, and read together.
 const BATCH: usize = 1000;
@@ -126,16 +127,16 @@ impl Shared {
         for sum in answer.list()? {
             let mut sum = Reply::of(sum)?;
             let name = sum.text()?;
-            let Hour { hour, model, key, tag, upstream, .. } = hour_of(&name)?;
-            let mut next = || sum.number::<i64>();
-            let counts = Counts {
-                requests: next()?,
-                tokens: [next()?, next()?, next()?, next()?],
-                charge: Credits::from_nano(next()?).into(),
-                estimated: next()?,
-            };
-            let group = Group { model, key, tag, upstream };
-            sums.push_back(HourSum { hour, group, counts });
+            let (hour, of) = split(&name)?;
+            let mut counts = [0; 7];
+            for count in &mut counts {
+                *count = sum.number()?;
+            }
+            sums.push_back(hour_sum(&Hour {
+                hour,
+                of: Arc::new(Kept::read(of)?),
+                sum: sum_of(counts),
+            }));
         }
         let changes = Changes { trimmed, relisted: answer.number()? };
         Ok(Some((Instant { seq, last, hour, sums, changes }, state)))
@@ -350,51 +351,39 @@ impl<'a> History<'a> {
     }
 
     async fn read_sums(&mut self, from: i64) -> Result<(), StoreError> {
-        let first = if from == i64::MIN { self.first_hour().await? } else { Some(from) };
+        let first = match from {
+            i64::MIN => self.shared.first_hour(self.account).await?,
+            from => Some(from),
+        };
         let Some(first) = first.filter(|first| *first < self.instant.hour) else {
             self.sums.append(&mut self.instant.sums);
             return Ok(());
         };
         let end = (first + HOURS).min(self.instant.hour);
-        let all = UsageFilter::default();
-        let mut found = self.shared.hours(self.account, &all, first..end).await?;
-        found.sort_by(|a, b| {
-            (a.hour, &a.model, &a.key, &a.tag, &a.upstream).cmp(&(
-                b.hour,
-                &b.model,
-                &b.key,
-                &b.tag,
-                &b.upstream,
-            ))
-        });
-        self.sums.extend(found.into_iter().map(|Hour { hour, model, key, tag, upstream, sum }| {
-            let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-            HourSum {
-                hour,
-                group: Group { model, key, tag, upstream },
-                counts: Counts {
-                    requests: count(sum.requests),
-                    tokens: [
-                        count(sum.input_tokens),
-                        count(sum.cached_input_tokens),
-                        count(sum.cache_creation_tokens),
-                        count(sum.output_tokens),
-                    ],
-                    charge: sum.charge.into(),
-                    estimated: count(sum.estimated),
-                },
-            }
-        }));
+        let found = self.shared.counts_and_texts(self.account, first..end).await?;
+        self.sums.extend(found.iter().map(hour_sum));
         self.next_hour = Some(end);
         Ok(())
     }
+}
 
-    async fn first_hour(&self) -> Result<Option<i64>, StoreError> {
-        let mut cmd = redis::cmd("ZRANGE");
-        cmd.arg(self.shared.names.of(self.account, Name::Hours)).arg(0).arg(0);
-        let name = Reply::of(self.shared.link.patient(&cmd).await?)?.next();
-        let hour = |name: Value| Ok::<_, Odd>(hour_of(&reply::text(name)?)?.hour);
-        Ok(name.map(hour).transpose()?)
+fn hour_sum(Hour { hour, of, sum }: &Hour) -> HourSum {
+    let Kept { model, key, tag, upstream, .. } = (**of).clone();
+    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    HourSum {
+        hour: *hour,
+        group: Group { model, key, tag, upstream },
+        counts: Counts {
+            requests: count(sum.requests),
+            tokens: [
+                count(sum.input_tokens),
+                count(sum.cached_input_tokens),
+                count(sum.cache_creation_tokens),
+                count(sum.output_tokens),
+            ],
+            charge: sum.charge.into(),
+            estimated: count(sum.estimated),
+        },
     }
 }
 

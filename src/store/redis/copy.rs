@@ -14,11 +14,11 @@ use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::hours::LETTERS;
 use super::names::Name;
 use super::read::Order;
 use super::reply::{self, Odd, Reply};
 use super::rows::Item;
-use super::summary::LETTERS;
 use super::{OpenError, Options, Redis, Shared};
 use crate::billing::audit::{Tally, Violation};
 use crate::key::hex;

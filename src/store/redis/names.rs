@@ -25,8 +25,10 @@ pub(super) enum Name {
     Usage,
     /// Sorted set: which sums there are, by hour.
     Hours,
-    /// Hash: the sums, by hour, model, key and tag.
+    /// Hash: the sums, by hour, model, key, tag, upstream, origin, source and outcome.
     Hourly,
+    /// Hash: hour or day that is over → all its sums as one text; made of the others by readers.
+    Over,
     /// Sorted set: requests that run, by the end of their lease.
     Places,
     /// Hash: request that runs → what is known of it.
@@ -61,6 +63,7 @@ impl Name {
             Self::Usage => "USE",
             Self::Hours => "HOURS",
             Self::Hourly => "HOURLY",
+            Self::Over => "OVER",
             Self::Places => "FLIGHT",
             Self::Flights => "FLY",
             Self::Running => "RUNNING",
@@ -85,6 +88,7 @@ impl Name {
             Self::Usage => "use",
             Self::Hours => "hours",
             Self::Hourly => "hourly",
+            Self::Over => "over",
             Self::Places => "flight",
             Self::Flights => "fly",
             Self::Running => "running",

@@ -4,6 +4,8 @@
 //! costs. Entries that are no debits have a list of their own; filters of usage rows are looked
 //! for in bounded steps, a page at a time.
 
+use std::ops::Range;
+
 use redis::Value;
 
 use super::Shared;
@@ -11,6 +13,7 @@ use super::names::Name;
 use super::reply::{self, Odd, Reply, no_account, no_page, number, word};
 use super::rows::{self, Item};
 use crate::billing::ledger::Kind;
+use crate::store::sums::HOUR_MS;
 use crate::store::{
     Account, AccountId, Entry, EntryFilter, LotFilter, LotRow, Millis, Page, Rows, StoreError,
     UsageFilter, UsageRow,
@@ -252,6 +255,9 @@ impl Shared {
     }
 
     /// A page of requests. The cursor is the place of the last row.
+    ///
+    /// What a filter asks for is looked for in the next rows as they come, and if those do not
+    /// fill the page, only in hours of which the sums say that they have some.
     pub(super) async fn read_usage(
         &self,
         account: &AccountId,
@@ -260,55 +266,25 @@ impl Shared {
         order: Order,
     ) -> Result<Rows<UsageRow>, StoreError> {
         let limit = limit(page);
-        let wanted = limit as usize + 1;
-        let mut low = filter.since.map_or("-".into(), |since| since.max(0).to_string());
-        let mut high = match filter.until {
-            Some(until) if until <= 0 => return Ok(Rows { data: Vec::new(), next: None }),
-            Some(until) => (until - 1).to_string(),
-            None => "+".into(),
+        let Some(places) = Places::of(&filter, page, order)? else {
+            return Ok(Rows { data: Vec::new(), next: None });
         };
-        if let Some(cursor) = &page.cursor {
-            let is_id = |cursor: &str| {
-                let (ts, n) = cursor.split_once('-')?;
-                Some(ts.parse::<u64>().is_ok() && n.parse::<u64>().is_ok())
-            };
-            if is_id(cursor) != Some(true) {
-                return Err(no_page());
-            }
-            let edge = match order {
-                Order::NewestFirst => &mut high,
-                Order::OldestFirst => &mut low,
-            };
-            *edge = format!("({cursor}");
-        }
         let is_filtered =
             UsageFilter { since: None, until: None, ..filter.clone() } != UsageFilter::default();
-        let key = self.names.of(account, Name::Usage);
+        let wanted = limit as usize + 1;
+        let mut search = Search { filter, order, wanted, ..Search::default() };
         let step = if is_filtered { STEP } else { wanted };
-        let (mut found, mut looked_at, mut last) = (Vec::new(), 0, None);
-        while found.len() < wanted && looked_at < LOOKED_AT {
-            let items = self.stream(&key, (low.clone(), high.clone()), order, step).await?;
-            let count = items.len();
-            looked_at += count;
-            for item in items {
-                let id = item.id.clone();
-                let row = item.usage()?;
-                if found.len() < wanted && rows::matches(&row, &filter) {
-                    found.push((id.clone(), row));
-                }
-                last = Some(id);
-            }
-            if count < step {
-                last = None;
-                break;
-            }
-            if let Some(id) = &last {
-                match order {
-                    Order::NewestFirst => high = format!("({id}"),
-                    Order::OldestFirst => low = format!("({id}"),
+        self.look(account, places.all(), step, step, &mut search).await?;
+        if let Some(last) = search.last.take_if(|_| is_filtered && search.found.len() < wanted) {
+            let places = places.after(&last, order)?;
+            for run in self.runs(account, &search.filter, &places, order).await? {
+                self.look(account, places.within(&run), step, LOOKED_AT, &mut search).await?;
+                if search.last.is_some() {
+                    break;
                 }
             }
         }
+        let Search { found, last, .. } = search;
         if found.is_empty() {
             self.must_exist(account).await?;
         }
@@ -317,6 +293,68 @@ impl Shared {
         let Rows { data, next } = cut(found, limit, |(id, _)| id.clone());
         let data = data.into_iter().map(|(_, row)| row).collect();
         Ok(Rows { data, next: next.or(stopped) })
+    }
+
+    /// Looks at rows until enough are found, or so many were looked at.
+    async fn look(
+        &self,
+        account: &AccountId,
+        (mut low, mut high): (String, String),
+        step: usize,
+        most: usize,
+        search: &mut Search,
+    ) -> Result<(), StoreError> {
+        let key = self.names.of(account, Name::Usage);
+        while search.found.len() < search.wanted && search.looked_at < most {
+            let range = (low.clone(), high.clone());
+            let items = self.stream(&key, range, search.order, step).await?;
+            let count = items.len();
+            search.looked_at += count;
+            for item in items {
+                let id = item.id.clone();
+                let row = item.usage()?;
+                if search.found.len() < search.wanted && rows::matches(&row, &search.filter) {
+                    search.found.push((id.clone(), row));
+                }
+                search.last = Some(id);
+            }
+            if count < step {
+                search.last = None;
+                break;
+            }
+            if let Some(id) = &search.last {
+                match search.order {
+                    Order::NewestFirst => high = format!("({id}"),
+                    Order::OldestFirst => low = format!("({id}"),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The hours in which there may be rows of a filter, those that follow one another together.
+    async fn runs(
+        &self,
+        account: &AccountId,
+        filter: &UsageFilter,
+        places: &Places,
+        order: Order,
+    ) -> Result<Vec<Range<i64>>, StoreError> {
+        let hours = places.low.1.div_euclid(HOUR_MS)..places.high.1.div_euclid(HOUR_MS) + 1;
+        let found = self.hours(account, hours, |of| of.is_asked(filter) != Some(false)).await?;
+        let mut hours: Vec<i64> = found.into_iter().map(|found| found.hour).collect();
+        hours.sort_unstable();
+        let mut runs: Vec<Range<i64>> = Vec::new();
+        for hour in hours {
+            match runs.last_mut() {
+                Some(run) if hour <= run.end => run.end = hour + 1,
+                _ => runs.push(hour..hour + 1),
+            }
+        }
+        if order == Order::NewestFirst {
+            runs.reverse();
+        }
+        Ok(runs)
     }
 
     /// Items of a stream between two ids, both included.
@@ -355,10 +393,76 @@ impl Shared {
 }
 
 /// Which end of a list is shown first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Order {
+    #[default]
     NewestFirst,
     OldestFirst,
+}
+
+/// Rows that are looked for.
+#[derive(Default)]
+struct Search {
+    filter: UsageFilter,
+    order: Order,
+    wanted: usize,
+    found: Vec<(String, UsageRow)>,
+    looked_at: usize,
+    /// The last row that was looked at, unless there are no more.
+    last: Option<String>,
+}
+
+/// The first and the last place that rows may have, and the times of these.
+struct Places {
+    low: (String, Millis),
+    high: (String, Millis),
+}
+
+impl Places {
+    /// Of a page; none, if there can be no rows.
+    fn of(filter: &UsageFilter, page: &Page, order: Order) -> Result<Option<Self>, StoreError> {
+        let since = filter.since.unwrap_or(0).max(0);
+        let until = filter.until.unwrap_or(Millis::MAX);
+        if until <= 0 {
+            return Ok(None);
+        }
+        let places =
+            Self { low: (since.to_string(), since), high: ((until - 1).to_string(), until - 1) };
+        match &page.cursor {
+            Some(cursor) => places.after(cursor, order).map(Some),
+            None => Ok(Some(places)),
+        }
+    }
+
+    /// Those behind the place of a row.
+    fn after(self, id: &str, order: Order) -> Result<Self, StoreError> {
+        let (ts, n) = id.split_once('-').ok_or_else(no_page)?;
+        let (Ok(ts), Ok(_)) = (ts.parse::<Millis>(), n.parse::<u64>()) else {
+            return Err(no_page());
+        };
+        let edge = (format!("({id}"), ts);
+        Ok(match order {
+            Order::NewestFirst => Self { high: edge, ..self },
+            Order::OldestFirst => Self { low: edge, ..self },
+        })
+    }
+
+    fn all(&self) -> (String, String) {
+        (self.low.0.clone(), self.high.0.clone())
+    }
+
+    /// Those of some hours.
+    fn within(&self, hours: &Range<i64>) -> (String, String) {
+        let (first, last) = (hours.start * HOUR_MS, hours.end * HOUR_MS - 1);
+        let (mut low, mut high) = self.all();
+        if first > self.low.1 {
+            low = first.to_string();
+        }
+        if last < self.high.1 {
+            high = last.to_string();
+        }
+        (low, high)
+    }
 }
 
 fn limit(page: &Page) -> u32 {

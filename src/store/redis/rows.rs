@@ -239,13 +239,15 @@ impl ReadRow {
 
 /// Whether a row is one of those that were asked for, its time aside.
 pub(super) fn matches(row: &UsageRow, filter: &UsageFilter) -> bool {
-    let UsageFilter { since: _, until: _, model, key, tag, origin, source, outcome } = filter;
+    let UsageFilter { since: _, until: _, model, key, tag, upstream, origin, source, outcome } =
+        filter;
     let same = |asked: &Option<String>, is: Option<&String>| {
         asked.as_ref().is_none_or(|asked| is == Some(asked))
     };
     same(model, Some(&row.model))
         && same(key, Some(&row.key))
         && same(tag, row.attribution.tag.as_ref())
+        && same(upstream, Some(&row.upstream))
         && same(origin, row.attribution.origin.as_ref())
         && source.is_none_or(|source| source == row.source)
         && outcome.is_none_or(|outcome| outcome == row.outcome)

@@ -127,6 +127,7 @@ pub(super) struct Scripts {
     pub extent: Script,
     pub snapshot: Script,
     pub load: Script,
+    pub over: Script,
     pub document: Script,
     pub put_document: Script,
     pub own: Script,
@@ -137,12 +138,16 @@ impl Scripts {
     pub(super) fn new() -> Self {
         use Name::{
             Account, Entries, Flights, Hourly, Hours, Keys, Lost, LotOrder, Lots, Operations,
-            Others, Places, Rates, Running, Spent, Terms, Trimmed, Undone, Usage,
+            Others, Over, Places, Rates, Running, Spent, Terms, Trimmed, Undone, Usage,
         };
         const MONEY: &[Name] = &[Account, LotOrder, Lots, Entries, Others, Operations, Undone];
         const WHOLE: &[Name] = &[
             Account, LotOrder, Lots, Entries, Others, Usage, Hours, Hourly, Places, Flights,
             Running, Lost, Operations, Terms, Spent, Rates,
+        ];
+        const SETTLE: &[Name] = &[
+            Account, LotOrder, Lots, Entries, Others, Usage, Hours, Hourly, Places, Flights,
+            Running, Lost, Operations, Terms, Spent, Rates, Over,
         ];
         let writes = |keys, files: &[&str]| Script::new(keys, files, false);
         let reads = |keys, files: &[&str]| Script::new(keys, files, true);
@@ -154,7 +159,7 @@ impl Scripts {
             ),
             admit: writes(WHOLE, &[BOOKS, FLIGHTS, KEYS, include_str!("lua/admit.lua")]),
             release: writes(WHOLE, &[BOOKS, FLIGHTS, KEYS, include_str!("lua/release.lua")]),
-            settle: writes(WHOLE, &[BOOKS, FLIGHTS, KEYS, include_str!("lua/settle.lua")]),
+            settle: writes(SETTLE, &[BOOKS, FLIGHTS, KEYS, include_str!("lua/settle.lua")]),
             grant: writes(MONEY, &[BOOKS, include_str!("lua/grant.lua")]),
             refund: writes(MONEY, &[BOOKS, UNDO, include_str!("lua/refund.lua")]),
             reverse: writes(MONEY, &[BOOKS, UNDO, include_str!("lua/reverse.lua")]),
@@ -189,6 +194,7 @@ impl Scripts {
                 ],
                 &[BOOKS, FLIGHTS, include_str!("lua/snapshot.lua")],
             ),
+            over: writes(&[Over], &[include_str!("lua/over.lua")]),
             load: writes(&[], &[include_str!("lua/load.lua")]),
             document: reads(&[], &[BOOKS, include_str!("lua/document.lua")]),
             put_document: writes(&[], &[BOOKS, include_str!("lua/put_document.lua")]),

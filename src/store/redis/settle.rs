@@ -17,7 +17,7 @@ pub(super) struct Settle {
     pub settlement: Settlement,
     print: String,
     row: String,
-    /// The model, the key and the tag, by which sums are kept.
+    /// By what sums are kept: see `hours::Kept`.
     group: String,
     /// When the periods of the key's caps end, where that was asked for.
     pub untils: String,
@@ -26,8 +26,16 @@ pub(super) struct Settle {
 impl Settle {
     pub(super) fn new(settlement: Settlement) -> Self {
         let tag = settlement.attribution.tag.as_deref().unwrap_or_default();
-        let group =
-            [settlement.model.as_str(), settlement.key.as_str(), tag, settlement.upstream.as_str()];
+        let origin = settlement.attribution.origin.as_deref().unwrap_or_default();
+        let group = [
+            settlement.model.as_str(),
+            settlement.key.as_str(),
+            tag,
+            settlement.upstream.as_str(),
+            origin,
+            settlement.source.name(),
+            settlement.outcome.name(),
+        ];
         Self {
             print: hex(&of_settlement(&settlement)),
             row: pack(&settlement),

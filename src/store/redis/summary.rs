@@ -1,14 +1,15 @@
 //! Sums over usage: whole hours from the sums that settlements keep, the rest from rows.
 
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::Shared;
+use super::hours::Hour;
 use super::names::Name;
 use super::read::Order;
-use super::reply::{self, Odd, Reply};
 use super::rows;
 use crate::billing::Credits;
 use crate::store::sums::{Cut, HOUR_MS, Sums, day_of};
@@ -17,20 +18,8 @@ use crate::store::{
 };
 use crate::time::rfc3339;
 
-/// Rows or sums that are read in one step.
+/// Rows that are read in one step.
 const STEP: usize = 1000;
-/// The names of the sums of an hour, each of which is left out while it is nothing.
-pub(super) const LETTERS: [&str; 7] = ["r", "i", "c", "w", "o", "x", "e"];
-
-/// Sums of one hour, model, key, tag and upstream.
-pub(super) struct Hour {
-    pub hour: i64,
-    pub model: String,
-    pub key: String,
-    pub tag: String,
-    pub upstream: String,
-    pub sum: SummaryRow,
-}
 
 impl Shared {
     /// Sums over the requests of an account, dearest group first; days in order.
@@ -45,36 +34,45 @@ impl Shared {
         let end = Timestamp::MAX.as_millisecond();
         let since = filter.since.unwrap_or(0).clamp(0, end);
         let until = filter.until.unwrap_or(end).clamp(since, end);
-        let UsageFilter { origin, source, outcome, .. } = filter;
-        let needs_rows = origin.is_some() || source.is_some() || outcome.is_some();
+        let Cut { before, hours, after } = Cut::of(since..until);
+        let found = self.hours(account, hours, |of| of.is_asked(filter) != Some(false)).await?;
+        // Hours with sums that do not know what is asked.
+        let mut unknown: Vec<i64> = found
+            .iter()
+            .filter(|found| found.of.is_asked(filter).is_none())
+            .map(|found| found.hour)
+            .collect();
+        unknown.sort_unstable();
+        unknown.dedup();
 
         let mut sums = Sums::default();
-        let mut of_rows = Vec::new();
-        if needs_rows {
-            of_rows.push(since..until);
-        } else {
-            let Cut { before, hours, after } = Cut::of(since..until);
-            of_rows.extend([before, after]);
-            for found in self.hours(account, filter, hours).await? {
-                let group = match by {
-                    Group::Model => found.model,
-                    Group::Key => found.key,
-                    Group::Tag => found.tag,
-                    Group::Upstream => found.upstream,
-                    Group::Hour => rfc3339(found.hour * HOUR_MS),
-                    Group::Day => {
-                        let range = found.hour * HOUR_MS..(found.hour + 1) * HOUR_MS;
-                        let day = day_of(zone, range.start);
-                        if day != day_of(zone, range.end - 1) {
-                            if !of_rows.contains(&range) {
-                                of_rows.push(range);
-                            }
-                            continue;
-                        }
-                        day
-                    }
-                };
-                sums.add(group, &found.sum);
+        let mut of_rows = vec![before, after];
+        of_rows.extend(unknown.iter().map(|hour| hour * HOUR_MS..(hour + 1) * HOUR_MS));
+        let mut days = Days { zone, known: HashMap::new() };
+        // Hours in which a day begins, and when.
+        let mut cuts: BTreeMap<i64, Millis> = BTreeMap::new();
+        for Hour { hour, of, sum } in &found {
+            if unknown.binary_search(hour).is_ok() {
+                continue;
+            }
+            match by {
+                Group::Model => sums.add(&of.model, sum),
+                Group::Key => sums.add(&of.key, sum),
+                Group::Tag => sums.add(&of.tag, sum),
+                Group::Upstream => sums.add(&of.upstream, sum),
+                Group::Hour => sums.add(&rfc3339(hour * HOUR_MS), sum),
+                Group::Day => {
+                    let (day, cut) = days.of(*hour);
+                    sums.add(day, sum);
+                    cuts.extend(cut.map(|cut| (*hour, cut)));
+                }
+            }
+        }
+        // Up to there they are of the day before.
+        for Hour { hour, of, sum } in self.first_parts(account, &cuts).await? {
+            if of.is_asked(filter) == Some(true) {
+                sums.take(days.of(hour).0, &sum);
+                sums.add(&day_of(zone, hour * HOUR_MS), &sum);
             }
         }
         for range in of_rows {
@@ -88,7 +86,7 @@ impl Shared {
                         Group::Hour => rfc3339(row.ts - row.ts.rem_euclid(HOUR_MS)),
                         Group::Day => day_of(zone, row.ts),
                     };
-                    sums.add(group, &sum_of(row));
+                    sums.add(&group, &sum_of(row));
                 }
             })
             .await?;
@@ -111,8 +109,7 @@ impl Shared {
         let edge = (last - last % HOUR_MS).max(trimmed);
         let start = range.start.clamp(0, edge);
         let Cut { before, hours, after } = Cut::of(start..edge.min(range.end).max(start));
-        let filter = UsageFilter { key: Some(key.into()), ..UsageFilter::default() };
-        let hours = self.hours(account, &filter, hours).await?;
+        let hours = self.hours(account, hours, |of| of.key == key).await?;
         let mut spent: Credits = hours.iter().map(|found| found.sum.charge).sum();
         let open = edge.max(range.start.max(0))..(last + 1).min(range.end);
         for rows in [before, after, open] {
@@ -126,7 +123,7 @@ impl Shared {
         Ok(spent)
     }
 
-    async fn each_row(
+    pub(super) async fn each_row(
         &self,
         account: &AccountId,
         range: Range<Millis>,
@@ -160,100 +157,43 @@ impl Shared {
             }
         }
     }
+}
 
-    /// The sums of whole hours, of the models, keys and tags that are asked for.
-    pub(super) async fn hours(
-        &self,
-        account: &AccountId,
-        filter: &UsageFilter,
-        hours: Range<i64>,
-    ) -> Result<Vec<Hour>, StoreError> {
-        let mut found = Vec::new();
-        if hours.is_empty() {
-            return Ok(found);
-        }
-        // The place in the list: an hour, and how much of it was read. Redis walks to it, so it
-        // must not be counted from the start of the range.
-        let (mut from, mut skip) = (hours.start, 0);
-        loop {
-            let mut cmd = redis::cmd("ZRANGEBYSCORE");
-            cmd.arg(self.names.of(account, Name::Hours)).arg(from);
-            cmd.arg(format!("({}", hours.end)).arg("LIMIT").arg(skip).arg(STEP);
-            let names: Vec<_> = Reply::of(self.link.patient(&cmd).await?)?
-                .map(reply::text)
-                .collect::<Result<_, _>>()?;
-            let is_last = names.len() < STEP;
-            let mut wanted = Vec::new();
-            for name in names {
-                let hour = hour_of(&name)?;
-                if hour.hour != from {
-                    (from, skip) = (hour.hour, 0);
-                }
-                skip += 1;
-                let same = |asked: &Option<String>, is: &str| {
-                    asked.as_ref().is_none_or(|asked| asked == is)
-                };
-                // Nobody can ask for requests without a tag: the empty one stands for them.
-                if same(&filter.model, &hour.model)
-                    && same(&filter.key, &hour.key)
-                    && same(&filter.tag, &hour.tag)
-                {
-                    wanted.push((name, hour));
-                }
-            }
-            self.fill(account, wanted, &mut found).await?;
-            if is_last {
-                return Ok(found);
-            }
-        }
-    }
+/// The days of a zone that hours belong to.
+struct Days<'a> {
+    zone: &'a TimeZone,
+    known: HashMap<i64, (String, Option<Millis>)>,
+}
 
-    async fn fill(
-        &self,
-        account: &AccountId,
-        wanted: Vec<(String, Hour)>,
-        found: &mut Vec<Hour>,
-    ) -> Result<(), StoreError> {
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        let mut cmd = redis::cmd("HMGET");
-        cmd.arg(self.names.of(account, Name::Hourly));
-        for (name, _) in &wanted {
-            for letter in LETTERS {
-                cmd.arg(format!("{letter}{name}"));
-            }
-        }
-        let mut answer = Reply::of(self.link.patient(&cmd).await?)?;
-        for (_, mut hour) in wanted {
-            let mut next = || -> Result<i64, Odd> {
-                let count = reply::maybe(answer.value()?)?;
-                count.map_or(Ok(0), |count| reply::number(&count))
-            };
-            let mut count = || next().map(i64::unsigned_abs);
-            hour.sum.requests = count()?;
-            hour.sum.input_tokens = count()?;
-            hour.sum.cached_input_tokens = count()?;
-            hour.sum.cache_creation_tokens = count()?;
-            hour.sum.output_tokens = count()?;
-            hour.sum.charge = Credits::from_nano(next()?);
-            hour.sum.estimated = next()?.unsigned_abs();
-            if hour.sum.requests > 0 {
-                found.push(hour);
-            }
-        }
-        Ok(())
+impl Days<'_> {
+    /// The day in which an hour ends, and when in the hour that day begins, if it does.
+    fn of(&mut self, hour: i64) -> (&str, Option<Millis>) {
+        let (day, cut) = self.known.entry(hour).or_insert_with(|| {
+            let (begins, ends) = (hour * HOUR_MS, (hour + 1) * HOUR_MS - 1);
+            let day = day_of(self.zone, ends);
+            let cut =
+                (day != day_of(self.zone, begins)).then(|| first_of_day(self.zone, begins, ends));
+            (day, cut)
+        });
+        (day, *cut)
     }
 }
 
-pub(super) fn hour_of(name: &str) -> Result<Hour, Odd> {
-    let (hour, group) = name.split_once(' ').ok_or(Odd)?;
-    let [model, key, tag, upstream]: [String; 4] = serde_json::from_str(group).map_err(|_| Odd)?;
-    let hour = reply::number(hour)?;
-    Ok(Hour { hour, model, key, tag, upstream, sum: SummaryRow::default() })
+/// The first instant of the day in which a range of times ends, of which the first is of another.
+fn first_of_day(zone: &TimeZone, mut other: Millis, mut of_day: Millis) -> Millis {
+    let day = day_of(zone, of_day);
+    while of_day - other > 1 {
+        let middle = other + (of_day - other) / 2;
+        if day_of(zone, middle) == day {
+            of_day = middle;
+        } else {
+            other = middle;
+        }
+    }
+    of_day
 }
 
-fn sum_of(row: &UsageRow) -> SummaryRow {
+pub(super) fn sum_of(row: &UsageRow) -> SummaryRow {
     SummaryRow {
         group: String::new(),
         requests: 1,

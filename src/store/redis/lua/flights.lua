@@ -84,7 +84,9 @@ local function list_lost(books)
     local ran = text(math.max(books.ts - flight.since, 0))
     local row = redis.call('XADD', USE, ts .. '-*', 'x', flight.id, 'k', flight.key,
       'm', flight.model, 'l', ran)
-    local group = cjson.encode({ flight.model, flight.key, '', '' })
+    local group = cjson.encode({
+      flight.model, flight.key, '', '', '', 'none', 'abandoned',
+    })
     add_to_sums(books.ts, group, {})
     local hour = text(math.floor(books.ts / HOUR))
     redis.call('HSET', LOST, flight.id, row .. ' ' .. hour .. ' ' .. group)

@@ -78,6 +78,8 @@ for _, row in ipairs(rows) do
       redis.call('HDEL', HOURLY, 'r' .. name)
       redis.call('ZREM', HOURS, name)
     end
+    redis.call('DEL', OVER)
+    redis.call('HSET', OVER, 'version', row.id)
   end
   if row.late then
     redis.call('XADD', USE, ts .. '-*', 'r', packed, 'c', '1')
