@@ -44,7 +44,8 @@ pub(super) struct Kept {
     pub key: String,
     pub tag: String,
     pub upstream: String,
-    /// Origin, source and outcome. Sums that were kept by an earlier version do not have them.
+    /// Origin, source and outcome; where only the first is written, they are the usual ones. Sums
+    /// that were kept by an earlier version have none of them.
     rest: Option<[String; 3]>,
 }
 
@@ -81,6 +82,9 @@ impl Kept {
         };
         let rest = match [next(), next(), next()] {
             [Some(origin), Some(source), Some(outcome)] => Some([origin, source, outcome]),
+            [Some(origin), None, None] => {
+                Some([origin, Source::Reported.name().into(), Outcome::Completed.name().into()])
+            }
             [None, None, None] => None,
             _ => return Err(Odd),
         };

@@ -25,21 +25,10 @@ pub(super) struct Settle {
 
 impl Settle {
     pub(super) fn new(settlement: Settlement) -> Self {
-        let tag = settlement.attribution.tag.as_deref().unwrap_or_default();
-        let origin = settlement.attribution.origin.as_deref().unwrap_or_default();
-        let group = [
-            settlement.model.as_str(),
-            settlement.key.as_str(),
-            tag,
-            settlement.upstream.as_str(),
-            origin,
-            settlement.source.name(),
-            settlement.outcome.name(),
-        ];
         Self {
             print: hex(&of_settlement(&settlement)),
             row: pack(&settlement),
-            group: serde_json::to_string(&group).expect("texts can be written"),
+            group: group_of(&settlement),
             untils: String::new(),
             settlement,
         }
@@ -63,6 +52,19 @@ impl Settle {
         call.push(count(usage.tokens()).to_string());
         call.push(&self.untils);
     }
+}
+
+/// By what sums are kept. Most requests are reported and completed: that goes without saying,
+/// because it would be written with each count.
+fn group_of(settlement: &Settlement) -> String {
+    let Settlement { model, key, upstream, attribution, source, outcome, .. } = settlement;
+    let [tag, origin] = [&attribution.tag, &attribution.origin];
+    let [tag, origin] = [tag, origin].map(|text| text.as_deref().unwrap_or_default());
+    let rest = [source.name(), outcome.name()];
+    let is_usual = (source, outcome) == (&Source::Reported, &Outcome::Completed);
+    let mut names = vec![model.as_str(), key, tag, upstream, origin];
+    names.extend(rest.into_iter().filter(|_| !is_usual));
+    serde_json::to_string(&names).expect("texts can be written")
 }
 
 /// What came of one operation of several.
