@@ -5,8 +5,9 @@
 
 Fills the store first, by the program `fill` of this package, unless it was filled before; without
 --store that is a file of its own. Prints a table: the first answer after a start (cold), then the
-median and the 95th percentile of pages and of the API; the first paint in Chromium
-(chromedriver); and what the pages load, compressed.
+median and the 95th percentile of pages and of the API, and the CPU that one takes, Farebox's and
+the Redis server's together, which does not care how busy the machine is; the first paint in
+Chromium (chromedriver); and what the pages load, compressed.
 """
 import argparse, gzip, json, os, pathlib, re, secrets, shutil, signal, socket, subprocess, sys
 import tempfile, time
@@ -57,6 +58,7 @@ class Farebox:
     """The program on a store, and a session of the operator."""
 
     def __init__(self, program, store, folder):
+        self.store = store
         self.key = "fbx_admin_" + secrets.token_hex(24)
         (folder / "farebox.toml").write_text('[[upstream]]\nname = "openai"\nkind = "openai"\n'
                                              'base_url = "http://127.0.0.1:9/v1"\n')
@@ -88,6 +90,15 @@ class Farebox:
         assert answer.status == 200, (path, answer.status, body[:300])
         return body, took
 
+    def cpu(self):
+        """What it and its Redis have used so far, in milliseconds."""
+        stat = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        used = sum(map(int, stat[11:13])) * 1000 / os.sysconf("SC_CLK_TCK")
+        if "://" in self.store:
+            info = subprocess.check_output(["redis-cli", "-u", self.store, "INFO", "cpu"], text=True)
+            used += 1000 * sum(map(float, re.findall(r"used_cpu_(?:sys|user):([\d.]+)", info)))
+        return used
+
     def end(self):
         self.process.terminate()
         self.process.wait()
@@ -101,6 +112,13 @@ class Chromium:
         # A group of its own: what it starts ends with it.
         self.driver = subprocess.Popen(["chromedriver", f"--port={port}"],
                                        stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            self.begin(port)
+        except BaseException:
+            self.end()
+            raise
+
+    def begin(self, port):
         self.url = f"http://127.0.0.1:{port}/session"
         for _ in range(100):
             try:
@@ -126,10 +144,11 @@ class Chromium:
         self.driver.wait()
 
 
-def times(name, ask, often):
+def times(farebox, name, ask, often):
     _, cold = ask(name)
+    used = farebox.cpu()
     warm = [ask(name)[1] for _ in range(often)]
-    return cold, quantile(warm, .5), quantile(warm, .95)
+    return cold, quantile(warm, .5), quantile(warm, .95), (farebox.cpu() - used) / often
 
 
 def assets(farebox):
@@ -149,23 +168,25 @@ def measure(farebox, browser, often):
     now = int(time.time())
     day = lambda ago: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - ago * 86_400))
     span = f"since={day(90)}&until={day(0)}"
-    print("| page | cold ms | p50 ms | p95 ms | first paint ms |\n|---|--:|--:|--:|--:|")
+    print("| page | cold ms | p50 ms | p95 ms | CPU ms | first paint ms |\n|---|--:|--:|--:|--:|--:|")
     browser.ask("/url", {"url": farebox.url + "/sign-in"})
     name, value = farebox.cookie.split("=", 1)
     browser.ask("/cookie", {"cookie": {"name": name, "value": value, "path": "/"}})
     foreign, row = 0, farebox.page("/billing/a0/usage")[0]
     one = re.search(rb'href="(/billing/a0/usage/[^"]+)"', row)[1].decode().replace("&amp;", "&")
     for path in [*(f"/billing/a0/{page}" for page in PAGES), one]:
-        cold, p50, p95 = times(path, farebox.page, often)
+        cold, p50, p95, used = times(farebox, path, farebox.page, often)
         paints = [browser.paint(farebox.url + path) for _ in range(5)]
         foreign += sum(others for _, others in paints)
         name = "one request" if path == one else path.removeprefix("/billing/a0/")
-        print(f"| {name} | {cold:.0f} | {p50:.0f} | {p95:.0f} | {quantile([p for p, _ in paints], .5):.0f} |")
-    print("\n| API | cold ms | p50 ms | p95 ms |\n|---|--:|--:|--:|")
+        paint = quantile([paint for paint, _ in paints], .5)
+        print(f"| {name} | {cold:.0f} | {p50:.0f} | {p95:.0f} | {used:.0f} | {paint:.0f} |")
+    print("\n| API | cold ms | p50 ms | p95 ms | CPU ms |\n|---|--:|--:|--:|--:|")
     for path in API:
         full = "/admin/v1/accounts/a0" + path.replace("{90d}", span)
-        cold, p50, p95 = times(full, farebox.api, often)
-        print(f"| {path.replace('{90d}', '90 days') or 'the account'} | {cold:.0f} | {p50:.0f} | {p95:.0f} |")
+        cold, p50, p95, used = times(farebox, full, farebox.api, often)
+        name = path.replace("{90d}", "90 days") or "the account"
+        print(f"| {name} | {cold:.0f} | {p50:.0f} | {p95:.0f} | {used:.0f} |")
     count, plain, packed = assets(farebox)
     print(f"\n{count} assets: {plain:,} bytes, {packed:,} compressed; {foreign} requests to other origins")
 
