@@ -58,6 +58,7 @@ mod summary;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod torn;
 mod trim;
 
 pub use address::{is_redis, without_secrets};
@@ -190,7 +191,8 @@ impl Redis {
         let address = Address::read(&url, password.as_ref(), ca_file.as_deref())?;
         let location = address.to_string();
         let names = Names::new(&prefix);
-        let vet = check::Vet { address, anyway: allow_unsafe, restoring };
+        let files = names.files();
+        let vet = check::Vet { address, anyway: allow_unsafe, restoring, files };
         let link = Link::open(vet, timeouts, wait, names.probe(), may_be_away).await?;
         let shared = Arc::new(Shared {
             link,

@@ -147,7 +147,17 @@ impl Redis {
     /// Starts it again on the same port and files, and waits until it serves.
     pub fn restart(&mut self) {
         self.spawn_again();
-        self.serves();
+        let since = Instant::now();
+        while run_at(self.port, &["PING"]).is_err() {
+            assert!(since.elapsed() < PATIENCE, "the server does not come to serve");
+            // One that was killed while it began a new file ends its first start, as it cuts off
+            // half a write at the end of the old one; whoever looks after it starts it again.
+            if self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some()) {
+                self.child = None;
+                self.spawn_again();
+            }
+            sleep(Duration::from_millis(5));
+        }
     }
 
     /// Starts it again, and waits until it answers.

@@ -18,6 +18,8 @@ pub(super) struct Vet {
     pub anyway: bool,
     /// The key that is there while a copy is put back; none for who does that.
     pub restoring: Option<String>,
+    /// The key that says which processes have begun a new file.
+    pub files: String,
 }
 
 /// Why a server is not used.

@@ -167,7 +167,13 @@ impl Link {
             self.vet.look(self, &mut conns.quick).await?;
             self.is_vetted.store(true, Ordering::Relaxed);
         }
+        self.begin_files(&mut conns.quick).await?;
         Ok(conns)
+    }
+
+    /// What is asked of the server.
+    pub(super) fn vet(&self) -> &Vet {
+        &self.vet
     }
 
     /// The result of a command that a request waits for.
@@ -383,8 +389,9 @@ impl Link {
             matches!(&**self.state.load(), State::Up(Conns { quick: Conn::Cluster(_), .. }));
         let is_over = match error.kind() {
             // The library connects to the nodes of a cluster again by itself.
+            // But one that was started again is looked at before anything is written there.
             _ if is_cluster => {
-                error.kind() == ErrorKind::ClusterConnectionNotFound
+                matches!(error.kind(), ErrorKind::ClusterConnectionNotFound | ErrorKind::Io)
                     || self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES
             }
             ErrorKind::Server(kind) => matches!(

@@ -179,6 +179,11 @@ impl Names {
         self.whole("generation")
     }
 
+    /// Which processes of the server write to a file that they have begun.
+    pub(super) fn files(&self) -> String {
+        self.whole("files")
+    }
+
     /// Written to find out whether anything can be.
     pub(super) fn probe(&self) -> String {
         format!("{}:probe", self.prefix)

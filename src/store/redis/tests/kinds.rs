@@ -161,7 +161,8 @@ async fn a_server_with_tls_and_a_user_is_used_by_its_own_authority_alone() {
         .concat(),
     );
     // What README says a user needs.
-    let rights = "on >sesame ~fbx:* resetchannels +@all -@admin -@dangerous +info +role +wait";
+    let rights = "on >sesame ~fbx:* resetchannels +@all -@admin -@dangerous +info +role +wait \
+                  +bgrewriteaof";
     let mut user = vec!["ACL", "SETUSER", "farebox"];
     user.extend(rights.split(' '));
     server.run(&user).unwrap();

@@ -198,7 +198,7 @@ impl Left {
     /// Comes back with what is left, and looks at every request.
     async fn come_back(&self, end: usize, sweeps_first: bool) {
         let at = format!("cut at byte {end}, sweeps first: {sweeps_first}");
-        let server = self.server(end);
+        let mut server = self.server(end);
         let journal = self.journal();
         if sweeps_first {
             // Another program of the same store, before this one has sent its own.
@@ -222,6 +222,11 @@ impl Left {
         }
         self.check(&both.store, &at).await;
         both.end().await;
+        // What it left of the file that was cut off must not come back with the next start.
+        server.kill();
+        server.restart();
+        let store = open(&server, PREFIX, &both.clock).await;
+        self.check(&store, &format!("{at}, started again")).await;
     }
 
     async fn check(&self, store: &Arc<Redis>, at: &str) {
