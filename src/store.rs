@@ -690,8 +690,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Answer<'_, Result<Admitted, Refused>>;
     /// Gives the place back; nothing is charged.
     fn release(&self, account: &AccountId, request: &str);
-    /// What waits may be written and answered now, by this thread. One that serves clients calls
-    /// it each time before it sleeps.
+    /// What is ready may be answered now, by this thread. One that serves clients calls it each
+    /// time before it sleeps.
     fn idle(&self) {}
     /// Debit, ledger entry, usage row and daily totals in one step, and the place given back.
     ///

@@ -98,15 +98,56 @@ impl fmt::Display for Credits {
 impl fmt::Display for Total {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nano = self.0.unsigned_abs();
-        let one = u128::from(NANO.unsigned_abs());
-        let mut text = (nano / one).to_string();
-        let part = nano % one;
-        if part > 0 {
-            let digits = format!("{part:09}");
-            text.push('.');
-            text.push_str(digits.trim_end_matches('0'));
+        let one = NANO.unsigned_abs();
+        let (whole, part) = match u64::try_from(nano) {
+            // Nearly always; to divide what is wider costs ten times as much.
+            Ok(nano) => (u128::from(nano / one), nano % one),
+            Err(_) => (nano / u128::from(one), (nano % u128::from(one)) as u64),
+        };
+        // From the last digit to the first: 30, a point and 9 are the most.
+        let mut text = [0; 40];
+        let mut at = text.len();
+        let mut put = |digit: u8| {
+            at -= 1;
+            text[at] = digit;
+        };
+        let (mut part, mut places) = (part, 9);
+        while part > 0 && part % 10 == 0 {
+            (part, places) = (part / 10, places - 1);
         }
-        f.pad_integral(self.0 >= 0, "", &text)
+        if part > 0 {
+            for _ in 0..places {
+                put(b'0' + (part % 10) as u8);
+                part /= 10;
+            }
+            put(b'.');
+        }
+        match u64::try_from(whole) {
+            Ok(whole) => digits(whole, &mut put),
+            Err(_) => {
+                const STEP: u128 = 10_u128.pow(19);
+                let mut low = (whole % STEP) as u64;
+                for _ in 0..19 {
+                    put(b'0' + (low % 10) as u8);
+                    low /= 10;
+                }
+                // Of the most that an `i128` holds, divided by 10⁹, this leaves 11 digits.
+                digits((whole / STEP) as u64, &mut put);
+            }
+        }
+        let text = std::str::from_utf8(&text[at..]).expect("digits and a point");
+        f.pad_integral(self.0 >= 0, "", text)
+    }
+}
+
+/// The digits of a number, the last one first.
+fn digits(mut number: u64, put: &mut impl FnMut(u8)) {
+    loop {
+        put(b'0' + (number % 10) as u8);
+        number /= 10;
+        if number == 0 {
+            return;
+        }
     }
 }
 

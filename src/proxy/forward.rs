@@ -1,6 +1,7 @@
 //! Sends a request upstream: built, never copied, to an address of the configuration alone.
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
@@ -39,6 +40,9 @@ pub struct Upstream {
     chat_headers: HeaderMap,
     /// The addresses of endpoints whose path does not name the model.
     addresses: HashMap<Endpoint, Uri>,
+    /// Heads of requests to these, up to the length of the body, where a client adds nothing;
+    /// `true` for those that ask for a stream.
+    heads: HashMap<(Endpoint, bool), Vec<u8>>,
     serves: Vec<Endpoint>,
     first_byte_timeout: Duration,
     /// Longest pause inside a reply.
@@ -98,6 +102,10 @@ pub struct Extras {
 }
 
 impl Extras {
+    fn is_empty(&self) -> bool {
+        self.version.is_none() && self.betas.is_none()
+    }
+
     /// Reads what a client may say; all else of its headers is dropped.
     pub fn read(headers: &HeaderMap, config: &Config) -> Self {
         let version = headers.get(VERSION).filter(|value| {
@@ -181,17 +189,25 @@ impl Upstream {
             .filter(|endpoint| !names_model(*endpoint))
             .filter_map(|endpoint| Some((endpoint, url(endpoint)?.parse().ok()?)))
             .collect();
-        Self {
+        let mut built = Self {
             config: upstream.clone(),
             client: Http::new(upstream, config),
             headers,
             chat_headers,
             addresses,
+            heads: HashMap::new(),
             serves: ENDPOINTS.into_iter().filter(|endpoint| url(*endpoint).is_some()).collect(),
             first_byte_timeout: upstream.first_byte_timeout.unwrap_or(config.first_byte_timeout),
             idle_timeout: upstream.idle_timeout.unwrap_or(config.idle_timeout),
             health: Health::default(),
+        };
+        for (endpoint, uri) in &built.addresses {
+            for stream in [false, true] {
+                let head = built.open_head(uri, *endpoint, stream, &Extras::default());
+                built.heads.insert((*endpoint, stream), head);
+            }
         }
+        built
     }
 
     /// Whether it speaks an endpoint.
@@ -213,14 +229,14 @@ impl Upstream {
         stream: bool,
         extras: &Extras,
     ) -> Result<Response<Incoming>, Failure> {
-        let uri = self.address(endpoint, model, stream).ok_or(Failure::Unserved)?;
         let reply = async {
             match &self.client {
                 Http::One(pool) => {
-                    let head = self.head(&uri, endpoint, body.len(), stream, extras);
+                    let head = self.head(endpoint, model, body.len(), stream, extras)?;
                     pool.request(head, body).await.map(|reply| reply.map(Incoming::One))
                 }
                 Http::Any(client) => {
+                    let uri = self.address(endpoint, model, stream).ok_or(Failure::Unserved)?;
                     let mut request = Request::new(Full::new(body));
                     *request.method_mut() = Method::POST;
                     let headers = request.headers_mut();
@@ -289,12 +305,31 @@ impl Upstream {
     /// A request's head, as HTTP/1 writes it.
     fn head(
         &self,
-        uri: &Uri,
         endpoint: Endpoint,
+        model: &str,
         body_bytes: usize,
         stream: bool,
         extras: &Extras,
-    ) -> Bytes {
+    ) -> Result<Bytes, Failure> {
+        let built = self.heads.get(&(endpoint, stream));
+        let mut head = match built.filter(|_| extras.is_empty()) {
+            Some(built) => {
+                let mut head = Vec::with_capacity(built.len() + 40);
+                head.extend_from_slice(built);
+                head
+            }
+            None => {
+                let uri = self.address(endpoint, model, stream).ok_or(Failure::Unserved)?;
+                self.open_head(&uri, endpoint, stream, extras)
+            }
+        };
+        // Writing to memory does not fail.
+        let _ = write!(head, "content-length: {body_bytes}\r\n\r\n");
+        Ok(head.into())
+    }
+
+    /// The beginning of a head, without what depends on the body.
+    fn open_head(&self, uri: &Uri, endpoint: Endpoint, stream: bool, extras: &Extras) -> Vec<u8> {
         let mut head = Vec::with_capacity(512);
         let target = uri.path_and_query().map_or("/", |target| target.as_str());
         head.extend_from_slice(format!("POST {target} HTTP/1.1\r\n").as_bytes());
@@ -309,9 +344,7 @@ impl Upstream {
         self.each_header(endpoint, stream, extras, |name, value| {
             put(name.as_str(), value.as_bytes());
         });
-        put("content-length", body_bytes.to_string().as_bytes());
-        head.extend_from_slice(b"\r\n");
-        head.into()
+        head
     }
 }
 

@@ -101,8 +101,7 @@ impl Worker {
         let store = Arc::clone(&ctx.store);
         let runtime = Builder::new_current_thread()
             .enable_all()
-            // Debits that need no sync of the disk are written here, without a way to another
-            // thread and back, and all together that came since it slept last.
+            // Debits that were synced meanwhile are answered here, all together.
             .on_thread_park(move || store.idle())
             .max_blocking_threads(BLOCKING_THREADS)
             .build()?;

@@ -1,7 +1,8 @@
 //! The embedded store: one SQLite file, one process.
 //!
-//! One thread writes (`writer`): it takes all operations that wait (`operations`, `changes`),
-//! commits once and answers each. Admission and keys are answered from memory (`live`, `keys`),
+//! The debit of a request is appended to a log and answered (`debits`). One thread writes
+//! (`writer`): it takes all operations that wait (`operations`, `changes`), these debits among
+//! them, commits once and answers each. Admission and keys are answered from memory (`live`, `keys`),
 //! pages are read on other connections (`read`, `summary`). Nothing is loaded at start, so
 //! a million accounts cost nothing until they are used.
 
@@ -26,11 +27,12 @@ use crate::billing::audit::Record;
 use crate::key::KeyHash;
 use changes::{Booked, CloseAccount, GrantCredits, Refund, Reverse, Sweep};
 use checkpoint::Checkpointer;
+use debits::{Debits, Found};
 use documents::PutDocument;
 use keys::Keys;
 use live::{Live, Missing};
 use operations::{
-    ChangeKey, ConfigureAccount, CreateAccount, CreateKey, ForgetFlight, Own, Settle,
+    AllBefore, ChangeKey, ConfigureAccount, CreateAccount, CreateKey, ForgetFlight, Own, Settle,
 };
 use read::Order;
 use readers::Readers;
@@ -45,6 +47,7 @@ mod books;
 mod changes;
 mod checkpoint;
 pub mod copy;
+mod debits;
 mod documents;
 mod file;
 mod keys;
@@ -114,6 +117,7 @@ impl Default for Options {
 /// A store in one SQLite file.
 pub struct Embedded {
     writer: Writer,
+    debits: Arc<Debits>,
     memory: Arc<Memory>,
     lookups: Readers,
     pages: Readers,
@@ -159,8 +163,16 @@ impl Embedded {
     pub fn open(path: &Path, options: Options) -> Result<Arc<Self>, OpenError> {
         let Options { synchronous, note_after, clock } = options;
         let (lock, mut db) = file::open(path, synchronous)?;
-        let abandoned = abandon_flights(&mut db, clock())
-            .map_err(|source| OpenError::Sqlite { path: path.into(), source })?;
+        let io = |source| OpenError::Io { path: path.into(), source };
+        let sqlite = |source| OpenError::Sqlite { path: path.into(), source };
+        let (debits, found) = Debits::open(path, synchronous)?;
+        if !found.is_empty() {
+            tracing::info!(debits = found.len(), "debits of the last process are booked");
+            at_once(&mut db, |step| book(step, found)).map_err(sqlite)?;
+        }
+        debits.empty().map_err(io)?;
+        let abandoned =
+            at_once(&mut db, |step| rows::abandon_flights(step, clock())).map_err(sqlite)?;
         if abandoned > 0 {
             tracing::warn!(abandoned, "requests were cut off when the last process ended");
         }
@@ -172,10 +184,12 @@ impl Embedded {
             written: AtomicUsize::new(0),
         });
         let log = Checkpointer::start(path)?;
-        let writer = Writer::start(lock, db, memory.clone(), clock.clone(), synchronous, log)
-            .map_err(|source| OpenError::Io { path: path.into(), source })?;
+        let debits = Arc::new(debits);
+        let writer = Writer::start(lock, db, memory.clone(), clock.clone(), debits.clone(), log)
+            .map_err(io)?;
         Ok(Arc::new(Self {
             writer,
+            debits,
             memory,
             lookups: Readers::new(path.into(), LOOKUPS),
             pages: Readers::new(path.into(), PAGES),
@@ -206,7 +220,27 @@ impl Embedded {
         &self,
         query: impl FnOnce(&rusqlite::Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Answer<'_, T> {
-        Box::pin(self.pages.read(query))
+        self.read_written(&self.pages, query)
+    }
+
+    /// Reads what may depend on debits: once all that were answered are booked.
+    fn read_written<'a, T: Send + 'static>(
+        &'a self,
+        readers: &'a Readers,
+        query: impl FnOnce(&rusqlite::Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Answer<'a, T> {
+        Box::pin(async move {
+            self.all_booked().await;
+            readers.read(query).await
+        })
+    }
+
+    /// Waits until all that was answered is in the database, unless that cannot be written.
+    async fn all_booked(&self) {
+        if !self.writer.is_done() && self.memory.outage().is_ok() {
+            // If it fails, what is in the database can be read all the same.
+            let _ = answered(self.writer.submit(AllBefore::<false>)).await;
+        }
     }
 
     /// Answers from memory, into which it first reads what is missing.
@@ -228,7 +262,7 @@ impl Embedded {
                 Missing::Key(ticket) => {
                     let (key_id, now) = (key.to_owned(), (self.clock)());
                     let read = move |db: &_| read::terms(db, &id, &key_id, now);
-                    let terms = self.lookups.read(read).await?;
+                    let terms = self.read_written(&self.lookups, read).await?;
                     live.insert_key(ticket, account, key, terms, now);
                 }
             }
@@ -253,12 +287,31 @@ async fn answered<T>(reply: Reply<T>) -> Result<T, StoreError> {
     reply.await.map_err(ended)?
 }
 
-fn abandon_flights(db: &mut rusqlite::Connection, now: Millis) -> Result<usize, rusqlite::Error> {
+/// Books what the last process had answered and not booked.
+fn book(db: &Step<'_>, found: Vec<Found>) -> Result<(), Fault> {
+    for Found { at, debit } in found {
+        // It may have been noted as running.
+        db.noted(&debit.account, &debit.id);
+        let settle = Settle { settlement: debit, logged_at: Some(at), counted: None };
+        if let Err(fault) = settle.apply(db, at) {
+            let Fault::Refused(error) = fault else { return Err(fault) };
+            let id = settle.settlement.id;
+            tracing::error!(request.id = id, "a debit that was answered is refused: {error}");
+        }
+    }
+    Ok(())
+}
+
+/// Does something in one transaction, before there is a writer.
+fn at_once<T>(
+    db: &mut rusqlite::Connection,
+    work: impl FnOnce(&Step<'_>) -> Result<T, Fault>,
+) -> Result<T, rusqlite::Error> {
     let transaction = db.transaction()?;
     let mut shelf = Shelf::default();
     let step = Step::new(&transaction, &mut shelf);
-    let abandoned = match rows::abandon_flights(&step, now) {
-        Ok(abandoned) => abandoned,
+    let done = match work(&step) {
+        Ok(done) => done,
         Err(Fault::Db(error)) => return Err(error),
         Err(Fault::Refused(error)) => {
             return Err(rusqlite::Error::ToSqlConversionFailure(error.into()));
@@ -266,7 +319,7 @@ fn abandon_flights(db: &mut rusqlite::Connection, now: Millis) -> Result<usize, 
     };
     step.finish()?;
     transaction.commit()?;
-    Ok(abandoned)
+    Ok(done)
 }
 
 impl Store for Embedded {
@@ -278,7 +331,8 @@ impl Store for Embedded {
         let id = id.clone();
         Box::pin(async move {
             let now = (self.clock)();
-            let account = self.lookups.read(move |db| read::account(db, &id, now)).await?;
+            let account =
+                self.read_written(&self.lookups, move |db| read::account(db, &id, now)).await?;
             Ok(self.with_running(account))
         })
     }
@@ -287,7 +341,7 @@ impl Store for Embedded {
         Box::pin(async move {
             let now = (self.clock)();
             let read = move |db: &_| read::accounts(db, &page, now);
-            let Rows { data, next } = self.pages.read(read).await?;
+            let Rows { data, next } = self.page(read).await?;
             let data = data.into_iter().map(|account| self.with_running(account)).collect();
             Ok(Rows { data, next })
         })
@@ -382,11 +436,28 @@ impl Store for Embedded {
     }
 
     fn idle(&self) {
-        self.writer.write();
+        self.debits.answer_here();
     }
 
     fn settle(&self, settlement: Settlement) -> Answer<'_, Settled> {
-        self.book(Settle::new(settlement))
+        let now = (self.clock)();
+        let Some((balance, counted)) = self.memory.live.charge(&settlement, now) else {
+            // Not of a request that runs here, or not surely booked: answered when it is.
+            return self.book(Settle { settlement, logged_at: None, counted: None });
+        };
+        let record = debits::record(&settlement, now);
+        let settle = Settle { settlement, logged_at: Some(now), counted };
+        if let Err(settle) = self.writer.gather(settle) {
+            return self.book(settle);
+        }
+        let logged = self.debits.append(record);
+        Box::pin(async move {
+            if logged.await.is_err() {
+                // The writer has it, and keeps it.
+                answered(self.writer.submit(AllBefore::<true>)).await?;
+            }
+            Ok(Settled { balance: Some(balance), duplicate: false })
+        })
     }
 
     fn grant(&self, grant: Grant) -> Answer<'_, Granted> {
@@ -500,7 +571,7 @@ impl Store for Embedded {
         let path = self.path.clone();
         Box::pin(async move {
             let read = move |db: &_| Ok(copy::read_status(db, &path)?);
-            let status = self.pages.read(read).await?;
+            let status = self.page(read).await?;
             let problem = self.memory.outage().err().map(|error| error.to_string());
             let pending = self.memory.pending.load(Ordering::Relaxed) as u64;
             let durability = match self.synchronous {
@@ -515,6 +586,7 @@ impl Store for Embedded {
     fn backup(&self) -> Answer<'_, std::fs::File> {
         let path = self.path.clone();
         Box::pin(async move {
+            self.all_booked().await;
             let copied = tokio::task::spawn_blocking(move || copy::unnamed(&path)).await;
             let unavailable = |error: &dyn std::fmt::Display| {
                 StoreError::Unavailable(format!("no copy could be made: {error}"))

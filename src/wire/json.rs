@@ -196,6 +196,11 @@ fn gap(bytes: &[u8], mut at: usize) -> usize {
 
 /// Where a value of a checked document ends.
 fn pass(bytes: &[u8], start: usize) -> usize {
+    match bytes[start] {
+        b'"' => return pass_string(bytes, start),
+        b'{' | b'[' => {}
+        _ => return pass_scalar(bytes, start),
+    }
     let mut depth = 0_usize;
     let mut at = start;
     loop {
@@ -208,23 +213,66 @@ fn pass(bytes: &[u8], start: usize) -> usize {
             b'}' | b']' => {
                 depth -= 1;
                 at += 1;
+                if depth == 0 {
+                    return at;
+                }
             }
-            _ if depth > 0 => at += 1,
-            _ => return pass_scalar(bytes, at),
-        }
-        if depth == 0 {
-            return at;
+            _ => at = pass_plain(bytes, at + 1),
         }
     }
 }
 
+/// The next byte from `at` on that begins a string, or begins or ends an object or an array.
+#[inline]
+fn pass_plain(bytes: &[u8], at: usize) -> usize {
+    const IS_MARK: [bool; 256] = {
+        let mut marks = [false; 256];
+        let mut n = 0;
+        while n < 5 {
+            marks[b"\"{}[]"[n] as usize] = true;
+            n += 1;
+        }
+        marks
+    };
+    let plain = bytes[at..].iter().position(|byte| IS_MARK[usize::from(*byte)]);
+    plain.map_or(bytes.len(), |length| at + length)
+}
+
 /// Where a string of a checked document ends, whose quote is at `start`.
 fn pass_string(bytes: &[u8], start: usize) -> usize {
-    let mut at = plain_end(bytes, start + 1);
-    while bytes[at] != b'"' {
-        at = plain_end(bytes, at + 2);
+    // It has no control characters, so only quotes and backslashes are looked for. Most strings
+    // are shorter than what a search for them is worth.
+    const SHORT: usize = 16;
+    let mut at = start + 1;
+    let short = bytes.len().min(at + SHORT);
+    while at < short {
+        match bytes[at] {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
     }
-    at + 1
+    while let Some(found) = memchr::memchr2(b'"', b'\\', &bytes[at..]) {
+        at += found;
+        if bytes[at] == b'"' {
+            return at + 1;
+        }
+        at += 2;
+    }
+    bytes.len()
+}
+
+/// Which of eight bytes is the first quote, backslash or control character; 8: none.
+#[inline]
+fn first_mark(word: u64) -> usize {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGH: u64 = ONES << 7;
+    // The high bit of each byte that is below `than` and below 0x80; above the first such byte
+    // it may be wrong (Mycroft's test).
+    let below = |word: u64, than: u64| word.wrapping_sub(ONES * than) & !word & HIGH;
+    let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    let found = below(word, 0x20) | equal(b'"') | equal(b'\\');
+    found.trailing_zeros() as usize / 8
 }
 
 /// The first byte from `at` on that is a quote, a backslash or a control character: where the
@@ -234,19 +282,12 @@ fn pass_string(bytes: &[u8], start: usize) -> usize {
 fn plain_end(bytes: &[u8], mut at: usize) -> usize {
     const WORDS: usize = 16;
     const BLOCK: usize = 64;
-    const ONES: u64 = u64::MAX / 255;
-    const HIGH: u64 = ONES << 7;
     let ends = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
     let mut words = 0;
     while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
-        let word = u64::from_le_bytes(*word);
-        // The high bit of each byte that is below `than` and below 0x80; above the first such
-        // byte it may be wrong (Mycroft's test).
-        let below = |word: u64, than: u64| word.wrapping_sub(ONES * than) & !word & HIGH;
-        let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
-        let found = below(word, 0x20) | equal(b'"') | equal(b'\\');
-        if found != 0 {
-            return at + found.trailing_zeros() as usize / 8;
+        let found = first_mark(u64::from_le_bytes(*word));
+        if found < 8 {
+            return at + found;
         }
         at += 8;
         words += 1;

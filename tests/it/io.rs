@@ -18,11 +18,11 @@ use crate::support::http::Reply;
 use crate::support::prices::{Counts, charge};
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::upstream::Upstream;
-use crate::support::{credits, until};
+use crate::support::{credits, until, within};
 
 const COUNTS: Counts = Counts::new(11, 7);
 
-/// What SQLite calls to write, to make durable and to read, and how each fails.
+/// What the store calls to write, to make durable and to read, and how each fails.
 const FAULTS: [(&str, &str); 5] = [
     ("pwrite64", "EIO"),
     ("pwrite64", "ENOSPC"),
@@ -101,7 +101,7 @@ async fn whichever_call_to_the_disk_fails_nothing_is_lost_and_nothing_is_booked_
     each_call_fails_once("full").await;
 }
 
-/// The threads that serve clients write here.
+/// The threads that serve clients append to the log of debits here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whichever_call_fails_where_no_commit_waits_for_the_disk_all_is_booked_once() {
     each_call_fails_once("normal").await;
@@ -122,8 +122,16 @@ async fn each_call_fails_once(synchronous: &str) {
             let has_failed = saboteur.leave();
             rounds += 1;
             answered.extend(ids);
-            books.read_on();
-            for id in &answered[answered.len() - 2..] {
+            let latest = &answered[answered.len() - 2..];
+            within("the booking of what was answered", async {
+                books.read_on();
+                while !latest.iter().all(|id| books.debits.contains_key(id)) {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                    books.read_on();
+                }
+            })
+            .await;
+            for id in latest {
                 let debit = books.debits.get(id);
                 assert_eq!(debit, Some(&charge("test", &COUNTS)), "{call} {error} {n}: {id}");
             }

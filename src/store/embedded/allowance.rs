@@ -19,6 +19,8 @@ pub(super) struct Allowance {
     terms: Option<Terms>,
     running: u32,
     held: Credits,
+    /// Which `terms` these are: a charge counts once in each.
+    reading: u64,
     requests: Bucket,
     tokens: Bucket,
 }
@@ -37,8 +39,14 @@ struct Cap {
     period: Period,
     cap: Credits,
     spent: Credits,
+    /// What is counted: from `since`, before `until`.
+    since: Millis,
     until: Millis,
 }
+
+/// One reading of a key's terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reading(u64);
 
 impl Terms {
     /// A key, its charges summed by `spent` over the periods of its caps around `now`, as of
@@ -54,8 +62,8 @@ impl Terms {
         let mut caps = Vec::new();
         for (period, cap) in key.limits.caps() {
             let range = period.around(now, &zone);
-            let until = range.end;
-            caps.push(Cap { period, cap, spent: spent(range)?, until });
+            let (since, until) = (range.start, range.end);
+            caps.push(Cap { period, cap, spent: spent(range)?, since, until });
         }
         Ok(Self { key, zone, caps, seq })
     }
@@ -65,7 +73,15 @@ impl Terms {
         let Self { caps, zone, .. } = self;
         for cap in caps.iter_mut().filter(|cap| cap.until <= now) {
             let range = cap.period.around(now, zone);
-            (cap.spent, cap.until) = (Credits::ZERO, range.end);
+            (cap.spent, cap.since, cap.until) = (Credits::ZERO, range.start, range.end);
+        }
+    }
+
+    /// Counts a charge of an instant, which may be before what has begun since.
+    fn count(&mut self, charge: Credits, ts: Millis) {
+        self.roll(ts);
+        for cap in self.caps.iter_mut().filter(|cap| cap.since <= ts) {
+            cap.spent += charge;
         }
     }
 }
@@ -83,6 +99,7 @@ impl Allowance {
             terms: None,
             running: 0,
             held: Credits::ZERO,
+            reading: 0,
             requests: Bucket::default(),
             tokens: Bucket::default(),
         }
@@ -93,6 +110,7 @@ impl Allowance {
     }
 
     pub(super) fn set_terms(&mut self, terms: Terms) {
+        self.reading += 1;
         self.terms = Some(terms);
     }
 
@@ -184,15 +202,27 @@ impl Allowance {
         }
     }
 
+    /// A charge was answered that is not booked. Where it is counted; `None` if what is read now
+    /// lacks it.
+    pub(super) fn charge(&mut self, charge: Credits, now: Millis) -> Option<Reading> {
+        self.terms.as_mut()?.count(charge, now);
+        Some(Reading(self.reading))
+    }
+
     /// A charge was committed, as the account's entry `seq`. False if what is read now may
     /// lack it.
-    pub(super) fn charge(&mut self, charge: Credits, seq: u64, now: Millis) -> bool {
+    pub(super) fn charged(
+        &mut self,
+        charge: Credits,
+        counted: Option<Reading>,
+        seq: u64,
+        ts: Millis,
+    ) -> bool {
         let Some(terms) = &mut self.terms else { return false };
         if seq > terms.seq {
-            terms.roll(now);
             terms.seq = seq;
-            for cap in &mut terms.caps {
-                cap.spent += charge;
+            if counted != Some(Reading(self.reading)) {
+                terms.count(charge, ts);
             }
         }
         true

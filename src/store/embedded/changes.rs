@@ -191,7 +191,7 @@ impl Operation for Sweep {
         let swept = self.accounts.iter().map(|account| {
             let mut books = Books::open(db, account, now)?;
             // Nothing is admitted since it is closing, so what has ended stays ended.
-            if books.kept.status == Status::Closing && self.memory.live.running(account).0 == 0 {
+            if books.kept.status == Status::Closing && !self.memory.live.is_busy(account) {
                 books.forfeit();
             }
             books.write(db)
@@ -229,7 +229,7 @@ impl Sweep {
             )?
             .query_map([], |row| row.get(0))?
             .collect::<Result<_, _>>()?;
-        let is_idle = |account: &AccountId| memory.live.running(account).0 == 0;
+        let is_idle = |account: &AccountId| !memory.live.is_busy(account);
         accounts.extend(closing.into_iter().filter(is_idle).take(Self::AT_ONCE));
         accounts.sort_unstable();
         accounts.dedup();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::file::{self, Found, OpenError};
-use super::{Embedded, Options, migrate};
+use super::{Embedded, Options, debits, migrate};
 use crate::billing::audit::{Tally, Violation};
 use crate::store::audit::audit_all;
 use crate::store::{Store, StoreStatus};
@@ -107,6 +107,15 @@ pub(super) fn unnamed(store: &Path) -> Result<File, CopyError> {
 /// [`CopyError`], if the file is no store of ours or cannot be copied.
 pub fn backup(store: &Path, to: &Path) -> Result<(), CopyError> {
     check_kind(store)?;
+    // What a process that was killed left in the log of debits belongs to it. A store that is
+    // in use books what is there itself.
+    if debits::are_left(store) {
+        match Embedded::open(store, Options::default()) {
+            Ok(store) => drop(store),
+            Err(OpenError::Held { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     copy(store, to)
 }
 
@@ -130,8 +139,8 @@ pub fn restore(backup: &Path, store: &Path, now: Millis) -> Result<Restored, Cop
     let kept = beside(store, &format!(".replaced-{stamp}"));
     let replaced = store.exists().then_some(kept);
     if let Some(kept) = &replaced {
-        // Its log goes with it; without it the last commits would be missing.
-        for end in ["-wal", "-shm"] {
+        // Its logs go with it; without them the last debits would be missing.
+        for end in ["-wal", "-shm"].into_iter().chain(debits::ENDS) {
             let log = beside(store, end);
             if log.exists() {
                 fs::rename(&log, beside(kept, end)).map_err(io)?;
@@ -213,7 +222,7 @@ pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
 
 /// A file with all that SQLite and we put beside it; what is not there is no matter.
 fn remove_all(path: &Path) {
-    for end in ["", "-wal", "-shm", "-journal", ".lock"] {
+    for end in ["", "-wal", "-shm", "-journal", ".lock"].into_iter().chain(debits::ENDS) {
         let _ = fs::remove_file(beside(path, end));
     }
 }

@@ -67,6 +67,22 @@ pub enum OpenError {
         /// Its schema.
         found: i64,
     },
+    /// What was written to the log of debits before its end cannot be read.
+    #[error(
+        "the log of debits {path} is damaged at byte {at}: debits may be lost with it. Put back a \
+         copy of the file, or move it away to start without what it holds"
+    )]
+    DamagedDebits {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        at: usize,
+    },
+    /// A newer program wrote the log of debits.
+    #[error(
+        "the log of debits {0} was written by a newer version of farebox: run that version again"
+    )]
+    NewerDebits(PathBuf),
     /// A database, but not ours.
     #[error("{0} is an SQLite database of another program: set FAREBOX_STORE to another file")]
     Foreign(PathBuf),

@@ -1,7 +1,8 @@
 //! Keys in memory: a request's key costs no read of the database.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use foldhash::HashMap;
 
 use crate::key::KeyHash;
 use crate::store::Key;

@@ -4,15 +4,18 @@
 //! every commit, so what is here is what was committed last. Lots that end count no more at
 //! that very instant, before anything is written.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::allowance::{Allowance, Terms};
+use foldhash::{HashMap, HashMapExt as _};
+
+use super::allowance::{Allowance, Reading, Terms};
 use crate::billing::Credits;
 use crate::billing::audit::Hold;
 use crate::store::{
-    AccountId, Admission, Admitted, Candidate, Key, KeyUse, Millis, Mode, Refused, Status,
+    AccountId, Admission, Admitted, Candidate, Key, KeyUse, Millis, Mode, Refused, Settlement,
+    Status,
 };
 
 /// Accounts kept before those without running requests are forgotten.
@@ -75,6 +78,8 @@ struct State {
     snapshot: Snapshot,
     ways: Ways,
     held: Credits,
+    /// Debits that were answered and are not booked, and what they come to.
+    unbooked: (usize, Credits),
     running: HashMap<Arc<str>, Running>,
     keys: HashMap<Arc<str>, Allowance>,
     /// How many keys make us look for idle ones.
@@ -136,7 +141,7 @@ impl Live {
         let Some(state) = accounts.get_mut(&key.account) else {
             return Err(Missing::Account(Ticket(*missed)));
         };
-        let balance = state.snapshot.usable(now);
+        let balance = state.usable(now);
         if state.running.contains_key(request.id.as_str()) {
             return Ok(Ok(Admitted { balance }));
         }
@@ -194,6 +199,7 @@ impl Live {
             snapshot,
             ways,
             held: Credits::ZERO,
+            unbooked: (0, Credits::ZERO),
             running: HashMap::new(),
             keys: HashMap::new(),
             sweep_at: KEYS,
@@ -259,12 +265,55 @@ impl Live {
         }
     }
 
+    /// Charges a request that runs, before its debit is booked: its place is given back, and
+    /// from now on admission counts the charge. Answers the balance then, and where the charge
+    /// counts against the caps of its key; `None` if the request is not here or its debit may yet
+    /// be refused, and nothing has changed.
+    pub(super) fn charge(
+        &self,
+        settlement: &Settlement,
+        now: Millis,
+    ) -> Option<(Credits, Option<Reading>)> {
+        let Settlement { id, account, key, charge, usage, .. } = settlement;
+        let mut inner = self.lock();
+        let Inner { accounts, missed, .. } = &mut *inner;
+        let state = accounts.get_mut(account)?;
+        let is_open = state.snapshot.status == Status::Open;
+        if !is_open || charge.is_negative() || !state.running.contains_key(id.as_str()) {
+            return None;
+        }
+        let at = now.max(state.snapshot.ts);
+        let counted = state.keys.get_mut(key.as_str()).and_then(|key| key.charge(*charge, at));
+        if counted.is_none() {
+            *missed += 1;
+        }
+        state.unbooked = (state.unbooked.0 + 1, state.unbooked.1 + *charge);
+        state.end(id, usage.tokens(), at);
+        Some((state.usable(at), counted))
+    }
+
+    /// A debit of [`Self::charge`] is booked, or never will be.
+    pub(super) fn booked(&self, account: &AccountId, charge: Credits) {
+        let mut inner = self.lock();
+        // An account with such a debit is not forgotten.
+        let Some(state) = inner.accounts.get_mut(account) else { return };
+        state.unbooked = (state.unbooked.0.saturating_sub(1), state.unbooked.1 - charge);
+    }
+
+    /// Whether requests of an account run, or are not booked yet.
+    pub(super) fn is_busy(&self, account: &AccountId) -> bool {
+        let inner = self.lock();
+        let state = inner.accounts.get(account);
+        state.is_some_and(|state| !state.running.is_empty() || state.unbooked.0 > 0)
+    }
+
     /// Sets what a committed charge left, and counts it against the caps of its key.
     pub(super) fn charged(
         &self,
         account: &AccountId,
         key: &str,
         charge: Credits,
+        counted: Option<Reading>,
         snapshot: Snapshot,
     ) {
         let mut inner = self.lock();
@@ -272,7 +321,7 @@ impl Live {
         let is_here = inner.accounts.get_mut(account).is_some_and(|state| {
             state.snapshot = snapshot;
             let allowance = state.keys.get_mut(key);
-            allowance.is_some_and(|allowance| allowance.charge(charge, seq, ts))
+            allowance.is_some_and(|allowance| allowance.charged(charge, counted, seq, ts))
         });
         if !is_here {
             inner.missed += 1;
@@ -283,13 +332,8 @@ impl Live {
     /// must go.
     pub(super) fn end(&self, account: &AccountId, request: &str, tokens: u64, now: Millis) -> bool {
         let mut inner = self.lock();
-        let Some(state) = inner.accounts.get_mut(account) else { return false };
-        let Some(running) = state.running.remove(request) else { return false };
-        state.held = state.held - running.held;
-        if let Some(allowance) = state.keys.get_mut(&running.key) {
-            allowance.end(running.held, running.tokens, tokens, now);
-        }
-        running.noted
+        let state = inner.accounts.get_mut(account);
+        state.is_some_and(|state| state.end(request, tokens, now))
     }
 
     /// What is used of a key's limits.
@@ -359,13 +403,30 @@ impl Live {
 }
 
 impl State {
+    /// The balance as admission sees it.
+    fn usable(&self, now: Millis) -> Credits {
+        self.snapshot.usable(now) - self.unbooked.1
+    }
+
+    /// As [`Live::end`].
+    fn end(&mut self, request: &str, tokens: u64, now: Millis) -> bool {
+        let Some(running) = self.running.remove(request) else { return false };
+        self.held = self.held - running.held;
+        if let Some(allowance) = self.keys.get_mut(&running.key) {
+            allowance.end(running.held, running.tokens, tokens, now);
+        }
+        running.noted
+    }
+
     fn in_flight(&self) -> u32 {
         u32::try_from(self.running.len()).unwrap_or(u32::MAX)
     }
 
     /// Whether it would be the same if it were read anew.
     fn is_idle(&self, now: Millis) -> bool {
-        self.running.is_empty() && self.keys.values().all(|allowance| allowance.is_idle(now))
+        self.running.is_empty()
+            && self.unbooked.0 == 0
+            && self.keys.values().all(|allowance| allowance.is_idle(now))
     }
 }
 
@@ -570,7 +631,7 @@ mod tests {
         live.insert_key(ticket(&live), &account(), "key_1", before, 5);
         let charged = |seq| {
             let snapshot = Snapshot { seq, ..snapshot("9", Status::Open) };
-            live.charged(&account(), "key_1", credits("0.3"), snapshot);
+            live.charged(&account(), "key_1", credits("0.3"), None, snapshot);
             live.key_use(&account(), "key_1", 5).unwrap().spend["daily"].used
         };
         assert_eq!(charged(1), credits("0.6"));
@@ -578,7 +639,7 @@ mod tests {
         assert_eq!(charged(3), credits("1.2"));
         live.forget_key(&account(), "key_1");
         let old = ticket(&live);
-        live.charged(&account(), "key_1", credits("0.3"), snapshot("9", Status::Open));
+        live.charged(&account(), "key_1", credits("0.3"), None, snapshot("9", Status::Open));
         before = terms(daily("1"), "1.2");
         live.insert_key(old, &account(), "key_1", before, 5);
         assert!(matches!(live.key_use(&account(), "key_1", 5), Err(Missing::Key(_))));

@@ -2,6 +2,7 @@
 
 use rusqlite::params;
 
+use super::allowance::Reading;
 use super::books::{Books, Done};
 use super::changes::Booked;
 use super::live::{Flight, Ways};
@@ -13,7 +14,7 @@ use super::{HOUR_MS, Memory, read};
 use crate::billing::Credits;
 use crate::billing::ledger::{Kind, LedgerError};
 use crate::key::KeyHash;
-use crate::store::fingerprint::{Fingerprint, of_settlement};
+use crate::store::fingerprint::of_settlement;
 use crate::store::{
     Account, AccountChange, AccountId, Key, KeyChange, Millis, Outcome, Settled, Settlement,
     Status, StoreError,
@@ -24,31 +25,28 @@ const OWNED_MS: Millis = 30 * 24 * HOUR_MS;
 
 /// Debit, entry, usage row and sums; the place is given back.
 pub(super) struct Settle {
-    settlement: Settlement,
-    fingerprint: Fingerprint,
-}
-
-impl Settle {
-    pub(super) fn new(settlement: Settlement) -> Self {
-        let fingerprint = of_settlement(&settlement);
-        Self { settlement, fingerprint }
-    }
+    pub settlement: Settlement,
+    /// When it was made, if it is in the log of debits and admission counts it already.
+    pub logged_at: Option<Millis>,
+    /// Where it counts already against the caps of its key.
+    pub counted: Option<Reading>,
 }
 
 impl Operation for Settle {
     type Output = Booked<Settled>;
     const KEPT: bool = true;
-    const LONG: bool = false;
 
     fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Self::Output, Fault> {
         let settlement = &self.settlement;
+        let fingerprint = of_settlement(settlement);
+        let now = self.logged_at.unwrap_or(now);
         // The request has ended, whatever is answered: the one write that comes first.
         forget_flight(db, &settlement.account, &settlement.id)?;
         let mut books = Books::open(db, &settlement.account, now)?;
         let done = books.done(db, &settlement.id)?;
         let was_abandoned = done.as_ref().is_some_and(Done::is_abandoned);
         if let Some(done) = done.filter(|_| !was_abandoned) {
-            done.must_equal(&self.fingerprint, &settlement.id)?;
+            done.must_equal(&fingerprint, &settlement.id)?;
             return Ok((Settled { balance: Some(done.balance), duplicate: true }, None));
         }
         let late = books.kept.status == Status::Closed;
@@ -62,9 +60,9 @@ impl Operation for Settle {
         let record = if is_charged || settlement.outcome == Outcome::Completed {
             let note = (late && is_charged)
                 .then(|| format!("not charged, the account was closed: {}", settlement.charge));
-            books.entry(booking, &settlement.id, self.fingerprint, note.map(Into::into))
+            books.entry(booking, &settlement.id, fingerprint, note.map(Into::into))
         } else {
-            books.no_entry(&settlement.id, Some(self.fingerprint))
+            books.no_entry(&settlement.id, Some(fingerprint))
         };
         insert_usage(db, &record, row, books.kept.ts)?;
         let snapshot = books.write(db)?;
@@ -74,14 +72,33 @@ impl Operation for Settle {
 
     fn publish(&self, outcome: &Result<Self::Output, StoreError>, memory: &Memory) {
         let Settlement { account, id, key, charge, usage, .. } = &self.settlement;
+        if self.logged_at.is_some() {
+            memory.live.booked(account, *charge);
+            if let Err(error) = outcome {
+                tracing::error!(request.id = id, "a debit that was answered is refused: {error}");
+            }
+        }
         if let Ok((_, Some(snapshot))) = outcome {
             let late = snapshot.status == Status::Closed;
             let charge = if late { Credits::ZERO } else { *charge };
-            memory.live.charged(account, key, charge, snapshot.clone());
+            memory.live.charged(account, key, charge, self.counted, snapshot.clone());
         }
         let now = outcome.as_ref().ok().and_then(|(_, snapshot)| snapshot.as_ref());
         let now = now.map_or(Millis::MIN, |snapshot| snapshot.ts);
         memory.live.end(account, id, usage.tokens(), now);
+    }
+}
+
+/// Nothing; answered once all that was handed over before it is written.
+/// With `KEPT` also if the database cannot be written for a while.
+pub(super) struct AllBefore<const KEPT: bool>;
+
+impl<const KEPT: bool> Operation for AllBefore<KEPT> {
+    type Output = ();
+    const KEPT: bool = KEPT;
+
+    fn apply(&self, _db: &Step<'_>, _now: Millis) -> Result<(), Fault> {
+        Ok(())
     }
 }
 
@@ -247,7 +264,6 @@ impl Operation for Own {
     type Output = ();
     /// As the debit that it goes with, or a reply could be paid and its client told otherwise.
     const KEPT: bool = true;
-    const LONG: bool = false;
 
     fn apply(&self, db: &Step<'_>, now: Millis) -> Result<(), Fault> {
         db.prepare_cached("DELETE FROM owned WHERE until <= ?")?.execute([now])?;
@@ -266,7 +282,6 @@ pub(super) struct NoteFlights(pub Vec<Flight>);
 impl Operation for NoteFlights {
     type Output = ();
     const KEPT: bool = true;
-    const LONG: bool = false;
 
     fn apply(&self, db: &Step<'_>, _now: Millis) -> Result<(), Fault> {
         let mut insert = db.prepare_cached(
@@ -290,7 +305,6 @@ pub(super) struct ForgetFlight {
 impl Operation for ForgetFlight {
     type Output = ();
     const KEPT: bool = true;
-    const LONG: bool = false;
 
     fn apply(&self, db: &Step<'_>, _now: Millis) -> Result<(), Fault> {
         Ok(forget_flight(db, &self.account, &self.request)?)

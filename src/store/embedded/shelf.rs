@@ -2,9 +2,10 @@
 //! lately, and what a batch is to write once rather than with every debit.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ops::Deref;
 
+use foldhash::HashMap;
 use rusqlite::Connection;
 
 use super::books::Kept;

@@ -16,8 +16,8 @@ use crate::store::{Attribution, KeyLimits, Outcome, Rejection, Source};
 
 mod audit;
 mod copy;
+mod debits;
 mod faults;
-mod idle;
 mod log;
 mod migrate;
 mod plans;

@@ -1,10 +1,9 @@
-//! The one writer: whoever holds the connection that writes.
+//! The one writer: the thread that holds the connection that writes.
 //!
-//! Operations wait in an inbox. Who has the pen takes all that wait, applies them in one
-//! transaction, commits once and then answers each: many debits share one sync of the disk.
-//! The pen is with a thread of the store's own. Where a commit does not wait for the disk, a
-//! thread that serves clients takes the pen itself before it goes to sleep ([`Writer::write`]):
-//! a debit then costs no way to another thread and back.
+//! Operations wait in an inbox. The thread takes all that wait, applies them in one
+//! transaction, commits once and then answers each: many share one sync of the disk. Debits
+//! that are in the log ([`super::debits`]) wait for nobody: they are gathered for a moment, so
+//! that a commit has many of them.
 //!
 //! When the disk fails, settlements are kept and tried again until they are written (they
 //! happen once by their id); whatever else waits is answered `Unavailable` at once.
@@ -12,11 +11,9 @@
 //! The inbox needs no bound of its own: what waits in it belongs to a request that was admitted
 //! or to a caller that waits, and both are bounded before they come here.
 
-use std::cell::OnceCell;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,41 +22,23 @@ use tokio::sync::oneshot;
 
 use super::changes::Sweep;
 use super::checkpoint::Checkpointer;
-use super::file::{BUSY_TIMEOUT, Lock};
+use super::debits::Debits;
+use super::file::Lock;
 use super::operations::NoteFlights;
 use super::shelf::{Shelf, Step};
 use super::sql::Fault;
-use super::{Clock, Memory, Synchronous};
+use super::{Clock, Memory};
 use crate::store::{Millis, StoreError};
 
 /// Operations of one commit.
 const BATCH: usize = 512;
+/// How long a debit that is in the log may wait for others.
+const GATHER: Duration = Duration::from_millis(10);
 /// How often running requests and what is due are looked at.
 const TICK: Duration = Duration::from_millis(500);
 /// The first wait after a failed commit; it doubles up to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);
-
-thread_local! {
-    /// Of a thread that serves clients.
-    static HOME: OnceCell<Arc<Home>> = const { OnceCell::new() };
-}
-
-/// What others have written for a thread, to be answered there: each answer from outside would
-/// wake it anew.
-#[derive(Default)]
-struct Home(Mutex<Vec<Box<dyn Job>>>);
-
-impl Home {
-    /// That of this thread, if it serves clients.
-    fn here() -> Option<Arc<Self>> {
-        HOME.with(|home| home.get().cloned())
-    }
-
-    fn written(&self) -> MutexGuard<'_, Vec<Box<dyn Job>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// A change that is written whole or not at all.
 pub(super) trait Operation: Send + 'static {
@@ -67,8 +46,6 @@ pub(super) trait Operation: Send + 'static {
     type Output: Send + 'static;
     /// Whether it is tried again until it is written, rather than answered `Unavailable`.
     const KEPT: bool = false;
-    /// Whether it may read or write more than a few rows.
-    const LONG: bool = true;
 
     /// Applies it. Whatever it refuses, it refuses before its first write, so that the others
     /// of the batch are not touched. May be called again after a rollback.
@@ -78,42 +55,33 @@ pub(super) trait Operation: Send + 'static {
     fn publish(&self, _outcome: &Result<Self::Output, StoreError>, _memory: &Memory) {}
 }
 
-/// The way to the connection that writes. When it is dropped, the thread ends after what waits.
+/// The way to the thread. When it is dropped, the thread ends after what waits.
 pub(super) struct Writer(Arc<Desk>);
 
 /// An answer that is on its way.
 pub(super) type Reply<T> = oneshot::Receiver<Result<T, StoreError>>;
 
+/// What belongs to the thread and is shared with it.
 struct Desk {
     inbox: Mutex<Inbox>,
     /// Wakes the thread.
     bell: Condvar,
-    /// `None` once the store is closed.
-    pen: Mutex<Option<Pen>>,
-    /// Whether threads that serve clients may write: a commit must not wait for the disk there.
-    is_lent: bool,
-    /// Its log is to be folded into the file.
-    checkpointer: Checkpointer,
+    /// Operations that were handed over and are not written.
+    unwritten: AtomicUsize,
 }
 
-/// What waits for whoever has the pen.
+/// What waits for the thread.
 #[derive(Default)]
 struct Inbox {
     jobs: Vec<Box<dyn Job>>,
-    /// Something that only the store's own thread is to do: it may take long.
-    has_long: bool,
-    /// The thread was called.
+    /// When the first of them came, if nobody waits for any.
+    gathers_since: Option<Instant>,
+    /// Somebody waits, or there is something else to do.
     is_rung: bool,
     closing: Vec<oneshot::Sender<Result<(), StoreError>>>,
     /// Nobody can send any more.
     is_abandoned: bool,
     is_closed: bool,
-}
-
-impl Inbox {
-    fn is_quiet(&self) -> bool {
-        self.jobs.is_empty() && self.closing.is_empty() && !self.is_rung && !self.is_abandoned
-    }
 }
 
 impl Writer {
@@ -123,27 +91,26 @@ impl Writer {
         db: Connection,
         memory: Arc<Memory>,
         clock: Clock,
-        synchronous: Synchronous,
+        debits: Arc<Debits>,
         checkpointer: Checkpointer,
     ) -> std::io::Result<Self> {
+        let desk = Arc::new(Desk {
+            inbox: Mutex::default(),
+            bell: Condvar::new(),
+            unwritten: AtomicUsize::new(0),
+        });
         let pen = Pen {
             db,
-            is_patient: true,
             shelf: Shelf::default(),
             memory: memory.clone(),
             clock,
+            desk: desk.clone(),
             waiting: VecDeque::new(),
             one_by_one: 0,
             outage: None,
         };
-        let desk = Arc::new(Desk {
-            inbox: Mutex::default(),
-            bell: Condvar::new(),
-            pen: Mutex::new(Some(pen)),
-            is_lent: synchronous == Synchronous::Normal,
-            checkpointer,
-        });
-        let thread = Thread { desk: desk.clone(), ending: Ending(memory), lock };
+        let ending = Ending(memory, desk.clone());
+        let thread = Thread { desk: desk.clone(), ending, lock, pen, debits, checkpointer };
         thread::Builder::new().name("store-writer".into()).spawn(move || thread.run())?;
         Ok(Self(desk))
     }
@@ -151,35 +118,43 @@ impl Writer {
     /// Hands an operation over; it happens even if nobody waits for the reply.
     pub(super) fn submit<O: Operation>(&self, operation: O) -> Reply<O::Output> {
         let (reply, receiver) = oneshot::channel();
-        let home = Home::here();
-        let is_served = home.is_some();
-        let job = Box::new(Pending { operation, outcome: None, reply, home });
+        let job = Box::new(Pending { operation, outcome: None, reply });
         let mut inbox = self.0.inbox();
         if inbox.is_closed {
             drop(inbox);
             (job as Box<dyn Job>).fail("the store is closed");
             return receiver;
         }
+        self.0.unwritten.fetch_add(1, Ordering::Release);
         inbox.jobs.push(job);
-        inbox.has_long |= O::LONG;
-        if O::LONG || !self.0.is_lent || !is_served {
-            self.0.ring(inbox);
-        }
+        self.0.ring(inbox);
         receiver
     }
 
-    /// Answers what others have written for this thread, which serves clients and is about to
-    /// sleep, and writes what waits. A thread that calls this once must call it every time.
-    pub(super) fn write(&self) {
-        HOME.with(|home| {
-            let written = std::mem::take(&mut *home.get_or_init(Arc::default).written());
-            for job in written {
-                job.reply();
-            }
-        });
-        if self.0.is_lent {
-            self.0.write();
+    /// Hands over a debit that is in the log, or will be: nobody waits until it is written.
+    /// Gives it back if the store is closed.
+    pub(super) fn gather<O: Operation>(&self, operation: O) -> Result<(), O> {
+        let (reply, _) = oneshot::channel();
+        let mut inbox = self.0.inbox();
+        if inbox.is_closed {
+            return Err(operation);
         }
+        self.0.unwritten.fetch_add(1, Ordering::Release);
+        inbox.jobs.push(Box::new(Pending { operation, outcome: None, reply }));
+        let is_first = !inbox.is_rung && inbox.gathers_since.is_none();
+        if is_first {
+            inbox.gathers_since = Some(Instant::now());
+        }
+        drop(inbox);
+        if is_first {
+            self.0.bell.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Whether all that was handed over is written.
+    pub(super) fn is_done(&self) -> bool {
+        self.0.unwritten.load(Ordering::Acquire) == 0
     }
 
     /// Asks the writer to end once everything is written.
@@ -217,44 +192,23 @@ impl Desk {
         self.bell.notify_one();
     }
 
-    /// Writes until nothing waits; leaves to the thread whatever may take long.
-    ///
-    /// Who does not get the pen may go: who has it looks at the inbox once more after putting
-    /// it down.
-    fn write(&self) {
+    /// Waits until there is something to do, or for so long. True if nothing came.
+    fn wait(&self, wait: Duration) -> bool {
+        let since = Instant::now();
+        let mut inbox = self.inbox();
         loop {
-            let inbox = self.inbox();
-            if inbox.jobs.is_empty() {
-                return;
+            let until = match inbox.gathers_since {
+                Some(first) => (first + GATHER).min(since + wait),
+                None => since + wait,
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if inbox.is_rung || left.is_zero() {
+                inbox.is_rung = false;
+                return inbox.jobs.is_empty();
             }
-            if inbox.has_long {
-                return self.ring(inbox);
-            }
-            drop(inbox);
-            let done = catch_unwind(AssertUnwindSafe(|| {
-                let mut pen = match self.pen.try_lock() {
-                    Ok(pen) => pen,
-                    Err(TryLockError::WouldBlock) => return Written::Elsewhere,
-                    Err(TryLockError::Poisoned(_)) => return Written::Not,
-                };
-                pen.as_mut().map_or(Written::Elsewhere, |pen| pen.write_at_once(self))
-            }));
-            match done {
-                Ok(Written::All) => {}
-                Ok(Written::Elsewhere) => return,
-                // After a panic the pen is poisoned, and the thread ends with the store.
-                Ok(Written::Not) | Err(_) => return self.ring(self.inbox()),
-            }
+            inbox = self.bell.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
-}
-
-enum Written {
-    All,
-    /// Somebody else sees to it.
-    Elsewhere,
-    /// The thread must.
-    Not,
 }
 
 /// An operation of any type, on its way through the thread.
@@ -263,16 +217,14 @@ trait Job: Send {
     fn apply(&mut self, db: &Step<'_>, now: Millis) -> rusqlite::Result<()>;
     /// Shows in memory what was committed.
     fn publish(&self, memory: &Memory);
-    /// Tells who waits what was committed. False if nobody does: it is done all the same.
-    fn reply(self: Box<Self>) -> bool;
-    fn home(&self) -> Option<&Arc<Home>>;
+    /// Tells who waits what was committed.
+    fn reply(self: Box<Self>);
     fn fail(self: Box<Self>, why: &str);
 }
 
 struct Pending<O: Operation> {
     operation: O,
     outcome: Option<Result<O::Output, StoreError>>,
-    home: Option<Arc<Home>>,
     reply: oneshot::Sender<Result<O::Output, StoreError>>,
 }
 
@@ -295,13 +247,10 @@ impl<O: Operation> Job for Pending<O> {
         self.operation.publish(outcome, memory);
     }
 
-    fn reply(self: Box<Self>) -> bool {
+    fn reply(self: Box<Self>) {
         let Self { outcome, reply, .. } = *self;
-        outcome.is_some_and(|outcome| reply.send(outcome).is_ok())
-    }
-
-    fn home(&self) -> Option<&Arc<Home>> {
-        self.home.as_ref()
+        // Whoever does not wait any more: it is done all the same.
+        let _ = outcome.map(|outcome| reply.send(outcome));
     }
 
     fn fail(self: Box<Self>, why: &str) {
@@ -309,19 +258,30 @@ impl<O: Operation> Job for Pending<O> {
     }
 }
 
-/// Refuses admissions once the thread has ended, in whatever way.
-struct Ending(Arc<Memory>);
+/// Refuses admissions and operations once the thread has ended, in whatever way.
+struct Ending(Arc<Memory>, Arc<Desk>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
         self.0.set_outage(Some("the store is closed".into()));
+        let mut inbox = self.1.inbox();
+        inbox.is_closed = true;
+        let late = std::mem::take(&mut inbox.jobs);
+        drop(inbox);
+        for job in late {
+            job.fail("the store is closed");
+        }
     }
 }
 
-/// The thread of the store's own.
+/// The thread.
 struct Thread {
     desk: Arc<Desk>,
     ending: Ending,
+    pen: Pen,
+    debits: Arc<Debits>,
+    /// Its log is to be folded into the file.
+    checkpointer: Checkpointer,
     /// Dropped after the connection, and only then may another process open the file.
     lock: Lock,
 }
@@ -329,11 +289,10 @@ struct Thread {
 /// The connection that writes, and what belongs to it.
 struct Pen {
     db: Connection,
-    /// Whether a commit waits for another program that has the lock.
-    is_patient: bool,
     shelf: Shelf,
     memory: Arc<Memory>,
     clock: Clock,
+    desk: Arc<Desk>,
     waiting: VecDeque<Box<dyn Job>>,
     /// Operations to commit alone, because one of them made a batch fail.
     one_by_one: usize,
@@ -348,38 +307,30 @@ struct Outage {
 }
 
 impl Thread {
-    fn run(self) {
-        let Self { desk, ending, lock } = self;
+    fn run(mut self) {
         let mut last_tick = Instant::now();
         let mut wait = TICK;
-        let (pen, closing) = loop {
-            let mut inbox = desk.inbox();
-            if inbox.is_quiet() {
-                let waited = desk.bell.wait_timeout(inbox, wait);
-                inbox = waited.unwrap_or_else(PoisonError::into_inner).0;
-            }
-            inbox.is_rung = false;
-            drop(inbox);
-            let mut lent = match desk.pen.lock() {
-                Ok(lent) => lent,
-                // Something panicked in the middle of a transaction.
-                Err(poisoned) => break (poisoned.into_inner().take(), Vec::new()),
-            };
-            let Some(pen) = lent.as_mut() else { break (None, Vec::new()) };
-            let (closing, is_abandoned) = pen.take_all(&desk);
+        let closing = loop {
+            let is_idle = self.desk.wait(wait);
+            // Before what waits is taken: then all that is in the log so far is among it.
+            self.debits.turn(is_idle);
+            let pen = &mut self.pen;
+            let (closing, is_abandoned) = pen.take_all();
             if last_tick.elapsed() >= TICK {
                 last_tick = Instant::now();
                 pen.note_long_runs();
                 pen.sweep();
             }
-            pen.be_patient(true);
             let is_ending = is_abandoned || !closing.is_empty();
             if is_ending || pen.outage.as_ref().is_none_or(|o| o.retry_at <= Instant::now()) {
                 while pen.commit_some() && !pen.waiting.is_empty() {}
             }
-            desk.checkpointer.after(pen.memory.written.load(Ordering::Relaxed));
+            if pen.waiting.is_empty() {
+                self.debits.booked();
+            }
+            self.checkpointer.after(pen.memory.written.load(Ordering::Relaxed));
             if is_abandoned || (is_ending && pen.waiting.is_empty()) {
-                break (lent.take(), closing);
+                break closing;
             }
             for reply in closing {
                 let why = format!("{} operations cannot be written", pen.waiting.len());
@@ -388,25 +339,33 @@ impl Thread {
             let retry = pen.outage.as_ref().map(|outage| outage.retry_at);
             wait = retry.map_or(TICK, |at| at.saturating_duration_since(Instant::now()).min(TICK));
         };
-        let mut inbox = desk.inbox();
-        inbox.is_closed = true;
-        let late = std::mem::take(&mut inbox.jobs);
-        let closing = closing.into_iter().chain(std::mem::take(&mut inbox.closing));
-        let closing: Vec<_> = closing.collect();
-        drop(inbox);
-        for job in late {
+        self.end(closing);
+    }
+
+    fn end(self, closing: Vec<oneshot::Sender<Result<(), StoreError>>>) {
+        let Self { desk, ending, mut pen, debits, checkpointer, lock } = self;
+        desk.inbox().is_closed = true;
+        debits.close();
+        // What came after all: nothing more can.
+        let (late, _) = pen.take_all();
+        while pen.commit_some() && !pen.waiting.is_empty() {}
+        if pen.waiting.is_empty()
+            && let Err(error) = debits.empty()
+        {
+            tracing::warn!(%error, "the log of debits was not emptied: all of it is booked");
+        }
+        for job in pen.waiting.drain(..) {
             job.fail("the store is closed");
         }
-        desk.checkpointer.end();
+        checkpointer.end();
         // Only a tidy-up: without it the next start reads the log.
-        if let Some(pen) = pen
-            && let Err(error) = pen.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
-        {
+        if let Err(error) = pen.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
             tracing::warn!(%error, "the store's log was not folded into its file");
         }
+        drop(pen);
         drop(lock);
         drop(ending);
-        for reply in closing {
+        for reply in closing.into_iter().chain(late) {
             let _ = reply.send(Ok(()));
         }
     }
@@ -414,10 +373,11 @@ impl Thread {
 
 impl Pen {
     /// Takes what waits in the inbox.
-    fn take_all(&mut self, desk: &Desk) -> (Vec<oneshot::Sender<Result<(), StoreError>>>, bool) {
+    fn take_all(&mut self) -> (Vec<oneshot::Sender<Result<(), StoreError>>>, bool) {
+        let desk = self.desk.clone();
         let mut inbox = desk.inbox();
         let jobs = std::mem::take(&mut inbox.jobs);
-        inbox.has_long = false;
+        inbox.gathers_since = None;
         let closing = std::mem::take(&mut inbox.closing);
         let is_abandoned = inbox.is_abandoned;
         drop(inbox);
@@ -428,61 +388,34 @@ impl Pen {
         (closing, is_abandoned)
     }
 
-    /// Writes what waits without waiting for anything itself.
-    fn write_at_once(&mut self, desk: &Desk) -> Written {
-        if self.outage.is_some() || self.one_by_one > 0 || !self.waiting.is_empty() {
-            return Written::Not;
-        }
-        let mut inbox = desk.inbox();
-        if inbox.has_long {
-            return Written::Not;
-        }
-        self.waiting.extend(inbox.jobs.drain(..));
-        drop(inbox);
-        self.be_patient(false);
-        while !self.waiting.is_empty() {
-            let size = BATCH.min(self.waiting.len());
-            match self.commit(size) {
-                Ok(()) => {}
-                // Another program writes. The thread waits for it.
-                Err(Failure::Disk(error)) if is_busy(&error) => return Written::Not,
-                Err(failure) => {
-                    self.went_wrong(failure, size);
-                    return Written::Not;
-                }
-            }
-        }
-        Written::All
-    }
-
-    fn be_patient(&mut self, is_patient: bool) {
-        if self.is_patient != is_patient {
-            self.is_patient = is_patient;
-            let timeout = if is_patient { BUSY_TIMEOUT } else { Duration::ZERO };
-            // It fails for no connection that is open.
-            let _ = self.db.busy_timeout(timeout);
-        }
-    }
-
     fn take(&mut self, job: Box<dyn Job>) {
         match &self.outage {
-            Some(outage) if !job.is_kept() => job.fail(&outage.why),
+            Some(outage) if !job.is_kept() => {
+                job.fail(&outage.why);
+                self.done(1);
+            }
             _ => self.waiting.push_back(job),
         }
+    }
+
+    /// So many of what was handed over wait no more.
+    fn done(&self, count: usize) {
+        self.desk.unwritten.fetch_sub(count, Ordering::Release);
+    }
+
+    /// Something of the thread's own.
+    fn own<O: Operation>(&self, operation: O) -> Box<dyn Job> {
+        self.desk.unwritten.fetch_add(1, Ordering::Release);
+        let (reply, _) = oneshot::channel();
+        Box::new(Pending { operation, outcome: None, reply })
     }
 
     fn note_long_runs(&mut self) {
         let flights = self.memory.live.long_running();
         if !flights.is_empty() {
-            let (reply, _) = oneshot::channel();
-            let operation = NoteFlights(flights);
             // Ahead of all, because the settlement that ends one of them may be waiting.
-            self.waiting.push_front(Box::new(Pending {
-                operation,
-                outcome: None,
-                home: None,
-                reply,
-            }));
+            let job = self.own(NoteFlights(flights));
+            self.waiting.push_front(job);
         }
     }
 
@@ -495,13 +428,8 @@ impl Pen {
         match Sweep::due(&self.db, &self.memory, (self.clock)()) {
             Ok(None) => {}
             Ok(Some(operation)) => {
-                let (reply, _) = oneshot::channel();
-                self.waiting.push_back(Box::new(Pending {
-                    operation,
-                    outcome: None,
-                    home: None,
-                    reply,
-                }));
+                let job = self.own(operation);
+                self.waiting.push_back(job);
             }
             Err(error) => tracing::warn!(%error, "what is due could not be read"),
         }
@@ -533,6 +461,7 @@ impl Pen {
                 tracing::error!(%error, "an operation cannot be written");
                 if let Some(job) = self.waiting.pop_front() {
                     job.fail(&error.to_string());
+                    self.done(1);
                 }
                 self.one_by_one = self.one_by_one.saturating_sub(1);
             }
@@ -554,7 +483,12 @@ impl Pen {
         self.healed();
         self.memory.written.fetch_add(size, Ordering::Relaxed);
         self.memory.pending.store(self.waiting.len() - size, Ordering::Relaxed);
-        answer(self.waiting.drain(..size), &self.memory);
+        let done: Vec<_> = self.waiting.drain(..size).collect();
+        for job in &done {
+            job.publish(&self.memory);
+        }
+        self.done(size);
+        done.into_iter().for_each(|job| job.reply());
         Ok(())
     }
 
@@ -592,6 +526,7 @@ impl Pen {
             self.waiting.drain(..).partition(|job| job.is_kept());
         self.waiting = kept;
         self.memory.set_outage(Some(why.clone()));
+        self.done(others.len());
         for job in others {
             job.fail(&why);
         }
@@ -604,39 +539,6 @@ impl Pen {
 fn probe(db: &Connection) -> rusqlite::Result<()> {
     let schema: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
     db.pragma_update(None, "user_version", schema)
-}
-
-/// Answers what was committed. What came from another thread that serves clients is put down
-/// there, but for the last, which is answered from here and so wakes the thread: who submits
-/// there waits at once, or not at all.
-fn answer(jobs: impl Iterator<Item = Box<dyn Job>>, memory: &Memory) {
-    let here = Home::here();
-    let mut others: Vec<Arc<Home>> = Vec::new();
-    for job in jobs {
-        job.publish(memory);
-        let is_elsewhere =
-            |home: &&Arc<Home>| here.as_ref().is_none_or(|here| !Arc::ptr_eq(here, home));
-        let Some(home) = job.home().filter(is_elsewhere).cloned() else {
-            job.reply();
-            continue;
-        };
-        home.written().push(job);
-        if !others.iter().any(|known| Arc::ptr_eq(known, &home)) {
-            others.push(home);
-        }
-    }
-    for home in others {
-        loop {
-            let last = home.written().pop();
-            if last.is_none_or(Job::reply) {
-                break;
-            }
-        }
-    }
-}
-
-fn is_busy(error: &rusqlite::Error) -> bool {
-    error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
 }
 
 /// Why a batch was not committed.

@@ -127,6 +127,11 @@ fn folded(key: &str) -> Cow<'_, str> {
 
 /// Whether some reader may take a name that is `folded` for `name`, which is ASCII.
 fn resembles(folded: &str, name: &str) -> bool {
+    let first = |text: &str| text.bytes().next().map(|byte| byte.to_ascii_lowercase());
+    // Most names differ in their first letter.
+    if first(folded) != first(name) {
+        return false;
+    }
     folded.eq_ignore_ascii_case(name)
         || (folded.len() > name.len() && folded.chars().eq(snake(name)))
 }

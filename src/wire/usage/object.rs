@@ -34,8 +34,10 @@ impl<'a> Object<'a> {
 
     /// Reads an object that is part of a checked text.
     fn within(checked: &'a str) -> Option<Self> {
-        let members = Value::checked(checked).members()?.take(MAX_MEMBERS + 1);
-        let members: Vec<_> = members.map(|member| (member.key, member.value.raw())).collect();
+        // Nearly all that is read has fewer.
+        let mut members = Vec::with_capacity(16);
+        let all = Value::checked(checked).members()?.take(MAX_MEMBERS + 1);
+        members.extend(all.map(|member| (member.key, member.value.raw())));
         (members.len() <= MAX_MEMBERS).then_some(Self(members))
     }
 
@@ -105,6 +107,10 @@ pub fn elements(text: &str) -> Option<Vec<&str>> {
 
 /// A whole number of tokens, written as `12`, `12.0`, `1.2e1` or `"12"`.
 fn count(text: &str) -> Result<u64, Invalid> {
+    // As they are nearly always written: digits alone, fewer than a number of `MAX_COUNT` has.
+    if text.len() < 16 && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return text.parse().map_err(|_| Invalid);
+    }
     let quoted = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
     let number = decimal(quoted.unwrap_or(text).trim()).ok_or(Invalid)?.normalize();
     if number.scale() != 0 {
