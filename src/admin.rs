@@ -41,6 +41,7 @@ pub mod openapi;
 pub mod prices;
 pub mod refusals;
 pub mod store;
+pub mod trial;
 pub mod upstreams;
 pub mod usage;
 
@@ -114,6 +115,8 @@ routes! {
     GET "/admin/v1/accounts/{account}/keys" => keys::list,
     PATCH "/admin/v1/accounts/{account}/keys/{key}" => keys::change,
     DELETE "/admin/v1/accounts/{account}/keys/{key}" => keys::revoke,
+    POST "/admin/v1/accounts/{account}/keys/{key}/rotate" => keys::rotate,
+    POST "/admin/v1/accounts/{account}/keys/{key}/test" => trial::run,
     POST "/admin/v1/accounts/{account}/credits" => credits::grant,
     POST "/admin/v1/accounts/{account}/refunds" => credits::refund,
     POST "/admin/v1/accounts/{account}/reversals" => credits::reverse,

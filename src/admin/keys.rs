@@ -1,5 +1,7 @@
 //! Client keys: the credential that names an account. The secret is shown once.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
@@ -20,6 +22,9 @@ use crate::time;
 const NAME_CHARS: usize = 100;
 const MODEL_CHARS: usize = 200;
 const MODELS: usize = 200;
+/// How long a key that is replaced stays valid unless told, and at most.
+const OVERLAP: &str = "24h";
+const OVERLAP_LIMIT: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// A key to be made.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -87,6 +92,40 @@ pub struct CreatedKey {
     pub key: String,
 }
 
+/// How a key is replaced.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rotation {
+    /// How long the old key stays valid, such as `24h` (taken if absent), at most 366 days; `0s`
+    /// ends it at once.
+    overlap: Option<String>,
+}
+
+/// A key that took the place of another.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct RotatedKey {
+    /// The new key with its secret.
+    #[serde(flatten)]
+    pub new: CreatedKey,
+    /// What became of the old one.
+    pub replaced: Replaced,
+}
+
+/// What became of a key that was replaced.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Replaced {
+    /// Its id.
+    pub id: String,
+    /// The end of its secret.
+    pub last4: String,
+    /// Until when it is valid; absent if it was revoked.
+    #[serde(with = "crate::time::optional")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub valid_until: Option<Millis>,
+    /// False if it could not be ended: it is valid as before, and has to be revoked.
+    pub is_ended: bool,
+}
+
 /// Makes a key. The answer's `key` is the secret; it is never shown again.
 ///
 /// # Errors
@@ -122,8 +161,7 @@ pub async fn make(
     new: NewKey,
 ) -> Result<CreatedKey, Error> {
     let now = time::now();
-    let secret = key::generate(Class::Client).map_err(|e| Error::Internal(e.to_string()))?;
-    let details = Key {
+    let key = Key {
         id,
         account: account.id.clone(),
         name: short_text("name", new.name, NAME_CHARS)?,
@@ -131,12 +169,19 @@ pub async fn make(
         models: valid_models(new.models)?,
         rejection: new.rejection,
         limits: new.limits.of_new_key()?,
-        last4: key::last4(secret.expose()),
+        last4: String::new(),
         created_at: now,
         expires_at: new.expires_at.map(|text| expiry(&text, now)).transpose()?,
         revoked_at: None,
     };
-    let details = state.store.create_key(details, KeyHash::of(secret.expose())).await?;
+    with_secret(state, key).await
+}
+
+/// Gives a key that is to be made its secret, and makes it.
+async fn with_secret(state: &State, key: Key) -> Result<CreatedKey, Error> {
+    let secret = key::generate(Class::Client).map_err(|e| Error::Internal(e.to_string()))?;
+    let key = Key { last4: key::last4(secret.expose()), ..key };
+    let details = state.store.create_key(key, KeyHash::of(secret.expose())).await?;
     tracing::info!(account = %details.account, key = %details.id, "key created");
     Ok(CreatedKey { details, key: secret.expose().to_owned() })
 }
@@ -253,6 +298,97 @@ pub async fn revoke(Shared(state): Shared<State>, target: Target) -> Result<Json
     let key = revoked.map_err(|error| not_found(error, &target.key))?;
     tracing::info!(account = %key.account, key = %key.id, "key revoked");
     Ok(Json(key))
+}
+
+/// Makes a key like another, with a secret of its own, and lets the other end after a while, so
+/// that nothing is refused while it is replaced. The new one counts what it spends from zero.
+///
+/// # Errors
+///
+/// No such account, no such key in it, or an overlap that cannot be.
+#[utoipa::path(
+    post, path = "/admin/v1/accounts/{account}/keys/{key}/rotate", tag = "keys",
+    request_body = Rotation,
+    params(
+        ("account" = String, Path, description = "Whose key"),
+        ("key" = String, Path, description = "The id of the key that is replaced"),
+    ),
+    responses(
+        (status = 201, description = "Made", body = RotatedKey),
+        (status = 400, description = "Not a valid overlap", body = ErrorBody),
+        (status = 404, description = "No such key in this account", body = ErrorBody),
+    )
+)]
+pub async fn rotate(
+    Shared(state): Shared<State>,
+    target: Target,
+    Body(rotation): Body<Rotation>,
+) -> Result<(StatusCode, Json<RotatedKey>), Error> {
+    let id = format!("key_{}", ulid::Ulid::generate().to_string().to_lowercase());
+    let overlap = overlap(rotation.overlap.as_deref())?;
+    let keys = state.store.keys(&target.account.id).await?;
+    let old = keys.into_iter().find(|key| key.id == target.key && key.revoked_at.is_none());
+    let old = old.ok_or(Error::KeyNotFound(target.key))?;
+    Ok((StatusCode::CREATED, Json(replace(&state, old, id, overlap).await?)))
+}
+
+/// How long an old key stays valid.
+///
+/// # Errors
+///
+/// A text that is no length of time, or a longer one than a year.
+pub fn overlap(text: Option<&str>) -> Result<Duration, Error> {
+    let overlap = time::parse_duration(text.unwrap_or(OVERLAP));
+    overlap.filter(|overlap| *overlap <= OVERLAP_LIMIT).ok_or_else(|| {
+        let problem = "must be a length of time such as 24h or 7d, at most 366 days; 0s for none";
+        Error::InvalidParameter { param: "overlap", problem: problem.to_owned() }
+    })
+}
+
+/// Makes a key like `old` by an id that no key has, and lets `old` end after `overlap`.
+///
+/// The new one comes first: if the old one cannot be ended then, nobody is left without a key,
+/// and the answer says so.
+///
+/// # Errors
+///
+/// An id that is taken, or when the store cannot be written.
+pub async fn replace(
+    state: &State,
+    old: Key,
+    id: String,
+    overlap: Duration,
+) -> Result<RotatedKey, Error> {
+    let now = time::now();
+    let like = Key {
+        id,
+        created_at: now,
+        // One that has ended is replaced by one that has not.
+        expires_at: old.expires_at.filter(|at| *at > now),
+        ..old.clone()
+    };
+    let new = with_secret(state, like).await?;
+    // A key that ends before its overlap does stays with that.
+    let until = time::after(now, overlap);
+    let valid_until = old.expires_at.map_or(until, |own| own.min(until));
+    let (account, key) = (&old.account, &old.id);
+    let ended = if overlap.is_zero() {
+        state.store.revoke_key(account, key).await
+    } else {
+        let change = KeyChange { expires_at: Some(Some(valid_until)), ..KeyChange::default() };
+        state.store.change_key(account, key, change).await
+    };
+    match &ended {
+        Ok(_) => tracing::info!(%account, key, "key replaced"),
+        Err(error) => tracing::warn!(%account, key, %error, "a replaced key could not be ended"),
+    }
+    let replaced = Replaced {
+        valid_until: (!overlap.is_zero()).then_some(valid_until),
+        is_ended: ended.is_ok(),
+        id: old.id,
+        last4: old.last4,
+    };
+    Ok(RotatedKey { new, replaced })
 }
 
 fn valid_models(models: Vec<String>) -> Result<Vec<String>, Error> {

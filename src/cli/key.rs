@@ -1,13 +1,16 @@
 //! `farebox key`: what clients sign their requests with.
 
+use std::io::{self, BufRead, IsTerminal};
+
 use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::context::Context;
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::limit::{self, LimitArgs, Setting};
 use super::table::{Align, Table};
-use crate::admin::keys::{CreatedKey, KeyRow};
+use crate::admin::keys::{CreatedKey, KeyRow, Replaced, RotatedKey};
+use crate::admin::trial::Tried;
 use crate::store::{Key, Millis, Rejection, Rows};
 use crate::time;
 
@@ -62,6 +65,32 @@ pub enum KeyCommand {
         #[command(flatten)]
         limits: LimitArgs,
     },
+    /// Make a key like another and print it, this once; the other ends after a while
+    #[command(after_help = "The new key has the same name, tag, models and limits, and counts \
+        what it spends from zero.\n\nExamples:\n  \
+        farebox key rotate openclaw\n  \
+        farebox key rotate openclaw --overlap 7d\n  \
+        farebox key rotate openclaw --overlap 0s     # the old one ends at once")]
+    Rotate {
+        /// Its id or its name
+        key: String,
+        /// How long the old key stays valid: 1h, 7d; 0s ends it at once
+        #[arg(long, value_name = "TIME", default_value = "24h")]
+        overlap: String,
+    },
+    /// Send a request with a key through the proxy, as its holder will
+    #[command(after_help = "The key itself is read from FAREBOX_KEY, or from the standard \
+        input: it must not stand on a command line.\n\nExamples:\n  \
+        FAREBOX_KEY=fbx_live_… farebox key test openclaw\n  \
+        FAREBOX_KEY=fbx_live_… farebox key test openclaw --model gemini-3-flash")]
+    Test {
+        /// Its id or its name
+        key: String,
+        /// Ask this model for a short answer, which costs what its tokens do; without it the
+        /// models are listed, which costs nothing
+        #[arg(long)]
+        model: Option<String>,
+    },
     /// List the keys of an account, revoked ones too
     List,
     /// End a key at once
@@ -108,6 +137,46 @@ pub async fn run(context: &Context, command: KeyCommand) -> Result<String, Failu
             let answer = context.client.patch(&["accounts", account, "keys", &id], &body).await?;
             context.show(&answer, |row: KeyRow| table(context, &[row]))
         }
+        KeyCommand::Rotate { key, overlap } => {
+            let id = context.key_id(&key).await?;
+            if time::parse_duration(&overlap).is_some_and(|overlap| overlap.is_zero()) {
+                let question = format!("End {id} of account {account} at once, for a new key?");
+                context.confirm(&question)?;
+            }
+            let path = ["accounts", account, "keys", &id, "rotate"];
+            let body = json!({ "overlap": overlap });
+            let answer = context.client.post(&path, &body, None).await?;
+            context.show(&answer, |rotated: RotatedKey| {
+                let Replaced { id: old, valid_until, is_ended, .. } = &rotated.replaced;
+                let id = &rotated.new.details.id;
+                context.note(&match (is_ended, valid_until) {
+                    (false, _) => format!(
+                        "{old} could not be ended: it is valid as before. farebox key revoke {old}"
+                    ),
+                    (true, Some(at)) => format!("{old} is valid until {}", context.clock(*at)),
+                    (true, None) => format!("{old} is revoked"),
+                });
+                context
+                    .note(&format!("{id} of account {account}; the key is shown only this once:"));
+                format!("{}\n", rotated.new.key)
+            })
+        }
+        KeyCommand::Test { key, model } => {
+            let id = context.key_id(&key).await?;
+            let body = json!({ "key": secret()?, "model": model });
+            let path = ["accounts", account, "keys", &id, "test"];
+            let answer = context.client.post(&path, &body, None).await?;
+            let tried: Tried = answer.read()?;
+            if !tried.works {
+                let failure = Failure::new(Exit::Failed, tried.message);
+                return Err(failure.next("farebox key list    (what is valid, and for how long)"));
+            }
+            context.show(&answer, |tried: Tried| {
+                let charge = tried.charge.map(|charge| format!(", {charge} credits"));
+                let (message, address, took) = (tried.message, tried.address, tried.latency_ms);
+                format!("{message}\n{address}, {took} ms{}\n", charge.unwrap_or_default())
+            })
+        }
         KeyCommand::List => {
             let answer = context.client.get(&["accounts", account, "keys"], &[]).await?;
             context.show(&answer, |rows: Rows<KeyRow>| table(context, &rows.data))
@@ -119,6 +188,25 @@ pub async fn run(context: &Context, command: KeyCommand) -> Result<String, Failu
             context.show(&answer, |key: Key| table(context, &[KeyRow { key, in_use: None }]))
         }
     }
+}
+
+/// The key itself, from the environment or the first line of the standard input.
+fn secret() -> Result<String, Failure> {
+    if let Ok(key) = std::env::var("FAREBOX_KEY")
+        && !key.trim().is_empty()
+    {
+        return Ok(key);
+    }
+    if io::stdin().is_terminal() {
+        eprintln!("Paste the key, then press Enter:");
+    }
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line).ok();
+    if line.trim().is_empty() {
+        let message = "no key: set FAREBOX_KEY, or send it to the standard input";
+        return Err(Failure::new(Exit::Usage, message.to_owned()));
+    }
+    Ok(line)
 }
 
 fn table(context: &Context, keys: &[KeyRow]) -> String {

@@ -9,9 +9,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::account::chat;
-use crate::support::credits;
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::upstream::Upstream;
+use crate::support::{credits, within};
 
 /// The program in a folder of its own, with no environment but what is given.
 struct Shell(TempDir);
@@ -439,6 +439,65 @@ async fn the_first_start_makes_keys_in_private_files_and_the_second_none() {
     assert_eq!(std::fs::read_to_string(&admin).unwrap(), admin_before);
     client_account.chat("Hi").await.expect(402);
     assert_eq!(prints(&proxy, &["key", "list"]).await.lines().count(), 2);
+}
+
+#[tokio::test]
+async fn a_key_is_rotated_with_an_overlap_or_at_once_and_tried_out() {
+    let upstream = Upstream::start().await;
+    let proxy = Proxy::before(&upstream).await;
+    let create = ["key", "create", "--name", "agent", "--tag", "cron", "--daily", "5"];
+    let old = cli(&proxy, &create).await.out.trim().to_owned();
+    let account = proxy.default_account();
+
+    let rotated = cli(&proxy, &["key", "rotate", "agent", "--overlap", "7d"]).await;
+    let new = rotated.out.trim();
+    assert!(new.starts_with("fbx_live_") && new != old, "{rotated:?}");
+    assert!(rotated.err.contains("is valid until ") && rotated.err.contains("only this once"));
+    for key in [old.as_str(), new] {
+        account.with_key(key).chat("Hi").await.expect(200);
+    }
+    let listed = json(&proxy, &["key", "list"]).await;
+    let agents = listed["data"].as_array().unwrap().iter().filter(|key| key["name"] == "agent");
+    let agents: Vec<_> = agents.cloned().collect();
+    assert_eq!(agents.len(), 2);
+    for key in &agents {
+        assert_eq!((&key["tag"], &key["limits"]["daily"]), (&"cron".into(), &"5".into()), "{key}");
+    }
+
+    // By its id: there are two of this name. At once: the old one is refused from now on.
+    let newer = agents.iter().find(|key| key["expires_at"].is_null()).unwrap();
+    let id = newer["id"].as_str().unwrap();
+    let newest = cli(&proxy, &["--yes", "key", "rotate", id, "--overlap", "0s"]).await;
+    assert!(newest.err.contains("is revoked"), "{newest:?}");
+    account.with_key(new).chat("Hi").await.expect(401);
+    let newest = newest.out.trim();
+    account.with_key(newest).chat("Hi").await.expect(200);
+
+    let gone = cli(&proxy, &["key", "rotate", id]).await;
+    gone.fails(5, &["has no key"]);
+    let bad = cli(&proxy, &["key", "rotate", "agent", "--overlap", "soon"]).await;
+    assert_ne!(bad.code, 0, "{bad:?}");
+
+    // The secret comes by the environment, never by the command line.
+    let listed = json(&proxy, &["key", "list"]).await;
+    let keys = listed["data"].as_array().unwrap();
+    let id = keys.iter().find(|key| newest.ends_with(key["last4"].as_str().unwrap())).unwrap();
+    let id = id["id"].as_str().unwrap();
+    let works = with_secret(&proxy, newest, &["key", "test", id]).await;
+    assert!(works.code == 0 && works.out.contains("may call"), "{works:?}");
+    let answered = with_secret(&proxy, newest, &["key", "test", id, "--model", "test"]).await;
+    assert!(answered.out.contains("test answered") && answered.out.contains(" credits"));
+    with_secret(&proxy, new, &["key", "test", id]).await.fails(2, &["not the secret of this key"]);
+    with_secret(&proxy, "", &["key", "test", id]).await.fails(2, &["set FAREBOX_KEY"]);
+}
+
+/// Runs a command with a client key in its environment.
+async fn with_secret(proxy: &Proxy, secret: &str, args: &[&str]) -> Done {
+    let mut command = proxy.command(args);
+    command.env("FAREBOX_URL", proxy.admin_url()).env("FAREBOX_KEY", secret);
+    command.stdin(Stdio::null());
+    let run = tokio::task::spawn_blocking(move || command.output().unwrap());
+    Done::of(&within("a command", run).await.unwrap())
 }
 
 #[tokio::test]

@@ -293,7 +293,8 @@ impl Proxy {
         super::within("the end of the program", run).await.unwrap()
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// The program with what its settings and this proxy need.
+    pub fn command(&self, args: &[&str]) -> Command {
         self.prepared(Command::new(PROGRAM), args)
     }
 
