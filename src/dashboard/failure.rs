@@ -6,9 +6,9 @@ use askama::Template;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 
-use super::assets;
 use super::moment::Zone;
 use super::since::Since;
+use super::{assets, session, sign_in};
 use crate::admin::{self, State};
 use crate::alerts::AlertsError;
 use crate::store::StoreError;
@@ -70,7 +70,14 @@ impl Failure {
         let (status, title, what, next) = match self {
             Self::SignedOut { next } => {
                 let to = format!("{base}/sign-in?next={}", assets::encode(next));
-                return (StatusCode::SEE_OTHER, [(header::LOCATION, to)]).into_response();
+                let mut reply = (StatusCode::SEE_OTHER, [(header::LOCATION, to)]).into_response();
+                // Whoever comes in by a link of their own is brought there, too.
+                if sign_in::is_page(next)
+                    && let Ok(kept) = session::set_next(&state.site, Some(next)).parse()
+                {
+                    reply.headers_mut().insert(header::SET_COOKIE, kept);
+                }
+                return reply;
             }
             Self::CrossSite { next } => {
                 let to = format!("{base}{next}");

@@ -13,6 +13,7 @@ use crate::store::{AccountId, Millis, Put, Scope, Store, StoreError};
 use crate::time;
 
 use super::Site;
+use super::assets::encode;
 
 const HOUR_MS: Millis = 3_600_000;
 const LASTS_MS: Millis = 12 * HOUR_MS;
@@ -171,6 +172,30 @@ pub fn set_cookie(site: &Site, token: Option<&str>) -> String {
     format!("{name}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={age}{secure}")
 }
 
+/// Where the page is kept that was asked for before anybody was signed in.
+const NEXT_COOKIE: &str = "farebox_next";
+/// How long it is: whoever needs a new link first has to ask for one.
+const NEXT_LASTS_S: u32 = 3_600;
+
+/// The header by which a browser keeps the page that was asked for, until it signs in, or
+/// forgets it. It comes back to the sign-in alone.
+pub fn set_next(site: &Site, path: Option<&str>) -> String {
+    let secure = if site.is_secure() { "; Secure" } else { "" };
+    let (value, age) = path.map_or((String::new(), 0), |path| (encode(path), NEXT_LASTS_S));
+    format!(
+        "{NEXT_COOKIE}={value}; Path={}/sign-in; HttpOnly; SameSite=Strict; Max-Age={age}{secure}",
+        site.base
+    )
+}
+
+/// The page that was asked for, as a browser kept it.
+pub fn next(headers: &HeaderMap) -> Option<String> {
+    let kept = format!("next={}", cookie(headers, NEXT_COOKIE)?);
+    let [(_, path)]: [(String, String); 1] =
+        serde_urlencoded::from_str::<Vec<_>>(&kept).ok()?.try_into().ok()?;
+    Some(path)
+}
+
 /// A browser sends a cookie with this prefix over TLS alone, and to this host alone.
 fn cookie_name(site: &Site) -> &'static str {
     if site.is_secure() { "__Host-farebox" } else { "farebox" }
@@ -222,6 +247,18 @@ mod tests {
         assert_eq!(cookie(&headers, "farebox"), Some("two"));
         assert_eq!(cookie(&headers, "farebox_zone"), Some("UTC"));
         assert_eq!(cookie(&headers, "zone"), None);
+    }
+
+    #[test]
+    fn the_page_that_was_asked_for_comes_back_as_it_was() {
+        let site = Site::new("https://a.example/x", "");
+        let asked = "/billing/a/usage?model=a%20b&range=7d";
+        let set = set_next(&site, Some(asked));
+        assert!(set.contains("; Path=/x/sign-in; HttpOnly; SameSite=Strict; "), "{set}");
+        let mut headers = HeaderMap::new();
+        assert_eq!(next(&headers), None);
+        headers.append(header::COOKIE, set.split(';').next().unwrap().parse().unwrap());
+        assert_eq!(next(&headers).as_deref(), Some(asked));
     }
 
     #[test]

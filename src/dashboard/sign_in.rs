@@ -2,14 +2,14 @@
 
 use askama::Template;
 use axum::extract::{Path, Query, State as Shared};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::{AppendHeaders, Html, IntoResponse, Response};
 use serde::Deserialize;
 
-use super::number::Amount;
+use super::number::Exact;
 use super::page::{Operator, Post, Shell, Visitor};
 use super::session::{self, Session, Who};
-use super::{Failure, Site, assets};
+use super::{Failure, ROUTES, Site, assets};
 use crate::admin::State;
 use crate::key::{Class, KeyHash};
 use crate::store::{Account, Page};
@@ -35,7 +35,7 @@ struct Form {
 #[template(path = "accounts.html")]
 struct Accounts {
     shell: Shell,
-    rows: Vec<(Account, Amount)>,
+    rows: Vec<(Account, Exact)>,
     more: Option<String>,
 }
 
@@ -155,16 +155,52 @@ pub async fn submit(
     };
     // Whoever was signed in here before is no more.
     Session::end(&state, &headers).await?;
-    let next = form.next.as_deref().filter(|next| !next.is_empty());
-    let to = match next {
-        Some(_) => safe_next(&state.site, next),
+    let asked = form.next.filter(|next| !next.is_empty()).or_else(|| session::next(&headers));
+    let to = match asked.filter(|asked| may_open(&who, asked)) {
+        Some(asked) => safe_next(&state.site, Some(&asked)),
         None => landing(&state.site, &who),
     };
     tracing::info!(who = ?who, "signed in to the billing pages");
     let token = Session::begin(&state, who).await?;
-    let cookie = session::set_cookie(&state.site, Some(&token));
-    Ok((StatusCode::SEE_OTHER, [(header::SET_COOKIE, cookie), (header::LOCATION, to)])
-        .into_response())
+    let cookies =
+        [session::set_cookie(&state.site, Some(&token)), session::set_next(&state.site, None)];
+    let cookies = AppendHeaders(cookies.map(|cookie| (header::SET_COOKIE, cookie)));
+    Ok((StatusCode::SEE_OTHER, cookies, [(header::LOCATION, to)]).into_response())
+}
+
+/// Whether a path is one of our pages: what a person may be brought back to.
+pub fn is_page(path: &str) -> bool {
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let is_shown = |pattern: &str| {
+        ["/billing", "/operator"].iter().any(|area| pattern.starts_with(area))
+            && !pattern.contains("/export/")
+            && !pattern.ends_with("/live")
+    };
+    let fits = |pattern: &str| {
+        let (mut named, mut given) = (pattern.split('/'), path.split('/'));
+        loop {
+            match (named.next(), given.next()) {
+                (None, None) => return true,
+                (Some(name), Some(part)) if name == part => {}
+                (Some(name), Some(part)) if name.starts_with('{') && !part.is_empty() => {}
+                _ => return false,
+            }
+        }
+    };
+    ROUTES.iter().any(|(verb, pattern)| *verb == Method::GET && is_shown(pattern) && fits(pattern))
+}
+
+/// Whether whoever came in may be brought to a path: it is a page, and a holder's is one of
+/// their own account.
+fn may_open(who: &Who, path: &str) -> bool {
+    let is_theirs = match who {
+        Who::Operator => true,
+        Who::Holder(account) => {
+            path.strip_prefix("/billing/").and_then(|rest| rest.split(['/', '?']).next())
+                == Some(&account.0)
+        }
+    };
+    is_theirs && is_page(path)
 }
 
 /// What the button of every page sends.
@@ -222,10 +258,8 @@ pub async fn accounts(
     let operator = operator?;
     let page = Page { cursor: after, limit: ACCOUNTS };
     let found = state.store.accounts(page).await?;
-    let rows = found.data.into_iter().map(|account| {
-        let balance = Amount(account.balance);
-        (account, balance)
-    });
+    let balances = Exact::column(found.data.iter().map(|account| account.balance));
+    let rows = found.data.into_iter().zip(balances);
     let mut shell = operator.shell("");
     shell.title = "Accounts".into();
     operator.show(&Accounts { shell, rows: rows.collect(), more: found.next })
@@ -234,6 +268,40 @@ pub async fn accounts(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::AccountId;
+
+    #[test]
+    fn a_holder_is_brought_back_to_pages_of_their_own_account_alone() {
+        let holder = Who::Holder(AccountId("a".into()));
+        for page in [
+            "/billing/a",
+            "/billing/a/usage?range=7d&model=x",
+            "/billing/a/usage/req_1?at=5",
+            "/billing/a/keys/key_1",
+            "/billing/a/report?month=2026-09",
+        ] {
+            assert!(may_open(&holder, page) && may_open(&Who::Operator, page), "{page}");
+        }
+        for elsewhere in [
+            "/billing/b/wallet",
+            "/billing",
+            "/operator/accounts",
+            "/billing/a/live",
+            "/billing/a/export/usage?since=2026-01-01",
+            "/billing/a/keys/key_1/rotate",
+            "/billing/a/../b/wallet",
+            "/billing//a/wallet",
+            "//evil.example/billing/a/wallet",
+            "https://evil.example/billing/a/wallet",
+            "/sign-out",
+            "/admin/v1/accounts",
+            "",
+        ] {
+            assert!(!may_open(&holder, elsewhere), "{elsewhere}");
+        }
+        assert!(may_open(&Who::Operator, "/operator/prices"));
+        assert!(!may_open(&Who::Operator, "/admin/v1/accounts"));
+    }
 
     #[test]
     fn after_signing_in_nobody_is_sent_elsewhere() {

@@ -80,6 +80,33 @@ async fn the_operator_comes_in_by_the_admin_key_and_back_to_the_page_asked_for()
 }
 
 #[tokio::test]
+async fn a_fresh_link_leads_back_to_the_page_that_was_asked_for_before_it() {
+    let proxy = Setup::bare().start().await;
+    let other = proxy.account_with(credits("7")).await;
+    let asked = "/billing/default/usage?range=7d";
+    let browser = Browser::open().await;
+    browser.goto(&format!("{}{asked}", proxy.admin_url())).await;
+    browser.until_text("h1", |text| text == "Sign in").await;
+    browser.goto(&link(&proxy, "default").await).await;
+    browser.find("button.primary").await.click().await.unwrap();
+    browser.until_text("h1", |text| text == "Usage details").await;
+    assert_eq!(browser.path().await, asked);
+
+    // It is kept for one sign-in; and nobody is brought to what is not theirs.
+    for asked in ["", &format!("/billing/{}/usage", other.id), "/operator/accounts"] {
+        browser.client.delete_cookie("farebox").await.unwrap();
+        if !asked.is_empty() {
+            browser.goto(&format!("{}{asked}", proxy.admin_url())).await;
+            browser.until_text("h1", |text| text == "Sign in").await;
+        }
+        browser.goto(&link(&proxy, "default").await).await;
+        browser.find("button.primary").await.click().await.unwrap();
+        browser.until_text("h1", |text| text == "Wallet").await;
+        assert_eq!(browser.path().await, "/billing/default/wallet", "{asked}");
+    }
+}
+
+#[tokio::test]
 async fn the_balance_on_an_open_page_follows_what_happens() {
     let proxy = Setup::bare().start().await;
     let browser = signed_in(&proxy, "default").await;
