@@ -136,6 +136,7 @@ routes! {
     GET "/billing/{account}/keys/{key}" => keys::one::show,
     POST "/billing/{account}/keys/{key}" => keys::one::change,
     POST "/billing/{account}/keys/{key}/rotate" => keys::one::rotate,
+    POST "/billing/{account}/keys/{key}/test" => keys::one::try_out,
     GET "/billing/{account}/settings" => settings::show,
     POST "/billing/{account}/settings/alerts" => settings::set_alerts,
     POST "/billing/{account}/settings/alerts/test" => settings::test_alerts,

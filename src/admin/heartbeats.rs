@@ -61,7 +61,8 @@ pub struct Heartbeats {
     pub by_model: Vec<SummaryRow>,
     /// Their part of everything that was spent, in percent, rounded; absent if nothing was.
     pub share_percent: Option<u64>,
-    /// The usual pause between two, in minutes; absent where there are too few.
+    /// The usual pause between two, in minutes, rounded: 0 below half a minute. Absent where
+    /// there are too few.
     pub every_minutes: Option<u64>,
     /// What they could have cost; absent if there are none.
     pub otherwise: Option<Otherwise>,
@@ -95,6 +96,15 @@ pub struct Lighter {
     /// And in a session of their own.
     #[schema(value_type = String)]
     pub isolated: Credits,
+}
+
+/// A usual pause in words.
+pub fn every(minutes: u64) -> String {
+    match minutes {
+        0 => "more than once a minute".into(),
+        1 => "every minute".into(),
+        _ => format!("every {minutes} min"),
+    }
 }
 
 /// What heartbeats cost, and what the same runs would cost otherwise.

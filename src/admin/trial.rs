@@ -184,7 +184,7 @@ async fn read(reply: Response, tried: &mut Tried) {
         (Some(model), _) => match body["choices"][0]["message"]["content"].as_str() {
             Some(said) if !said.trim().is_empty() => {
                 let said: String = said.trim().chars().take(SAID_CHARS).collect();
-                format!("{model} answered: “{said}”")
+                format!("{model} answered: “{}”", said.trim_end())
             }
             _ => format!("{model} answered, without any text."),
         },

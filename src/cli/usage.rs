@@ -11,7 +11,7 @@ use super::export::{self, ExportArgs};
 use super::failure::Failure;
 use super::span::SpanArgs;
 use super::table::{Align, Table, amounts, count, share};
-use crate::admin::heartbeats::{Heartbeats, Otherwise};
+use crate::admin::heartbeats::{Heartbeats, Otherwise, every};
 use crate::admin::usage::Summary;
 use crate::store::{Group, Outcome, Rows, Source, SummaryRow, UsageRow};
 use crate::time;
@@ -325,7 +325,7 @@ fn heartbeats_text(context: &Context, heartbeats: &Heartbeats) -> String {
         "{} – {}{}\n{}",
         context.clock(heartbeats.since),
         context.clock(heartbeats.until),
-        heartbeats.every_minutes.map(|m| format!(", every {m} min")).unwrap_or_default(),
+        heartbeats.every_minutes.map(|m| format!(", {}", every(m))).unwrap_or_default(),
         table.render(context.style)
     );
     if let Some(otherwise) = &heartbeats.otherwise {

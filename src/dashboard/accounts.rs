@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::Failure;
 use super::moment::Instant;
-use super::number::{Amount, Exact};
+use super::number::{Amount, Decimals, Exact};
 use super::page::{Operator, Post, Shell};
 use super::wallet::kind;
 use crate::admin::extract::{Body, Target};
@@ -86,8 +86,8 @@ struct Confirm {
     shell: Shell,
     title: &'static str,
     effect: String,
-    before: Amount,
-    after: Option<Amount>,
+    before: Exact,
+    after: Option<Exact>,
     fields: Vec<(&'static str, String)>,
     typed: Option<String>,
     problem: bool,
@@ -194,8 +194,8 @@ pub async fn show(
         name: account.name.clone(),
         status: status(account.status),
         is_open: account.status == Status::Open,
-        balance: Amount(account.balance),
-        held: Amount(account.held),
+        balance: Decimals::Fitting.show(account.balance),
+        held: Decimals::Fitting.show(account.held),
         running: account.in_flight,
         entries: entries.collect(),
         ids: [new_id(), new_id(), new_id()],
@@ -294,7 +294,8 @@ fn confirm(page: &Operator, account: &Account, form: &Change) -> Result<Response
         let problem = "An amount is needed, such as 20 or 0.5.";
         amount.ok_or_else(|| Failure::Invalid(problem.into()))
     };
-    let shown = |amount: Credits| Amount(amount).text();
+    // What is about to be booked is said to the last digit.
+    let shown = |amount: Credits| amount.to_string().replace('-', "−");
     let id = &account.id;
     let some = |amount: Option<Credits>, rest: &str| {
         amount.map_or_else(|| rest.to_owned(), |amount| format!("{} credits", shown(amount)))
@@ -347,8 +348,8 @@ fn confirm(page: &Operator, account: &Account, form: &Change) -> Result<Response
     let template = Confirm {
         title,
         effect,
-        before: Amount(account.balance),
-        after: after.map(Amount),
+        before: Exact::one(account.balance),
+        after: after.map(Exact::one),
         fields: vec![
             ("id", form.id.clone()),
             ("what", form.what.clone()),

@@ -1,11 +1,11 @@
 //! The one thing that needs attention now, the most severe first.
 //!
-//! The order: an account that has ended; what stops requests (no credits, a ledger that cannot
-//! be written); what will stop them (debits that wait, few credits, credits that end unused);
-//! what goes wrong beside (an upstream, alerts that do not arrive); what is only to be known
-//! (the share of heartbeats, estimates). The first that holds is shown, alone.
+//! The order: an account that has ended; what stops requests (no credits, debits that the store
+//! does not take, a ledger that cannot be written); what will stop them (few credits, credits that
+//! end unused); what goes wrong beside (an upstream, alerts that do not arrive); what is only to be
+//! known (the share of heartbeats, estimates). The first that holds is shown, alone.
 
-use super::number::{Amount, percent};
+use super::number::{Decimals, percent};
 use super::page::{Pace, Page};
 use super::session::Who;
 use super::since::Since;
@@ -51,10 +51,11 @@ impl Banner {
     /// When the store cannot be read.
     pub async fn of(page: &Page, pace: Pace) -> Result<Option<Self>, StoreError> {
         let balance = page.account.balance;
+        let decimals = page.preferences.decimals();
         if page.account.status != Status::Open {
             return Ok(Some(ended(page.account.status)));
         }
-        if let Some(used_up) = used_up(balance) {
+        if let Some(used_up) = used_up(balance, decimals) {
             return Ok(Some(Self { action: add_credits(page), ..used_up }));
         }
         if let Some(stopped) = unwritable(page).await {
@@ -62,7 +63,7 @@ impl Banner {
         }
         let kept = page.state.alerts.kept(&Scope::Account(page.account.id.clone())).await;
         let kept = kept.unwrap_or_default();
-        if let Some(low) = low(balance, pace, kept.rules.low_balance) {
+        if let Some(low) = low(balance, pace, kept.rules.low_balance, decimals) {
             let action = Some(("See what uses it".into(), page.href("costs")));
             return Ok(Some(Self { action, ..low }));
         }
@@ -91,12 +92,12 @@ fn ended(status: Status) -> Banner {
     Banner { tone: "note", title: "Closed", text: text.into(), action: None }
 }
 
-fn used_up(balance: Credits) -> Option<Banner> {
+fn used_up(balance: Credits, decimals: Decimals) -> Option<Banner> {
     if balance.is_positive() {
         return None;
     }
     let (title, text) = if balance.is_negative() {
-        let shown = Amount(balance).text();
+        let shown = decimals.show(balance).text();
         (
             "Negative",
             format!(
@@ -121,40 +122,49 @@ async fn unwritable(page: &Page) -> Option<Banner> {
     let backlog = page.state.store.backlog().unwrap_or_default();
     let ready = page.state.store.ready().await;
     let since = UNWRITABLE.told(ready.is_err(), page.now);
+    if let Some(waiting) = waiting(&backlog, since.is_some(), |at| page.zone.clock(at)) {
+        return Some(waiting);
+    }
     if let Some(since) = since {
-        let since = page.zone.clock(backlog.oldest.unwrap_or(since).min(since));
+        let since = page.zone.clock(since);
         let text = format!(
             "Usage cannot be recorded, so new requests are refused. Noticed at {since}; nothing \
              that was debited is lost."
         );
         return Some(Banner { tone: "bad", title: "Ledger not writable", text, action: None });
     }
-    waiting(&backlog, |at| page.zone.clock(at))
+    None
 }
 
-fn waiting(backlog: &Backlog, clock: impl Fn(Millis) -> String) -> Option<Banner> {
+/// Debits wait for the store, which takes nothing now if it `is_stuck`.
+fn waiting(backlog: &Backlog, is_stuck: bool, clock: impl Fn(Millis) -> String) -> Option<Banner> {
     if backlog.pending == 0 {
         return None;
     }
     let (debits, wait) = if backlog.pending == 1 { ("debit", "waits") } else { ("debits", "wait") };
     let since = backlog.oldest.map(|at| format!(" since {}", clock(at))).unwrap_or_default();
+    let (them, are) = if backlog.pending == 1 { ("it", "it is") } else { ("them", "they are") };
+    let (tone, refused) = match is_stuck {
+        true => ("bad", " New requests are refused until then."),
+        false => ("warn", ""),
+    };
     let text = format!(
-        "{} {debits} {wait} for the store{since}, kept on disk: the balance falls by them as soon \
-         as they are booked.",
+        "{} {debits} {wait} for the store{since}, kept on disk: the balance falls by {them} as \
+         soon as {are} booked.{refused}",
         backlog.pending
     );
-    Some(Banner { tone: "warn", title: "Debits pending", text, action: None })
+    Some(Banner { tone, title: "Debits pending", text, action: None })
 }
 
 /// Little is left, by the pace or by the account's own alert.
-fn low(balance: Credits, pace: Pace, below: Option<Credits>) -> Option<Banner> {
+fn low(balance: Credits, pace: Pace, below: Option<Credits>, decimals: Decimals) -> Option<Banner> {
     let runway = pace.runway(balance);
     let is_below = below.is_some_and(|below| balance < below);
     if !pace.is_low(balance) && !is_below {
         return None;
     }
     let mut text = match below.filter(|_| is_below) {
-        Some(below) => format!("Less than {} credits are left.", Amount(below).text()),
+        Some(below) => format!("Less than {} credits are left.", decimals.show(below).text()),
         None => String::new(),
     };
     if !runway.is_empty() {
@@ -171,7 +181,7 @@ async fn ending(page: &Page, pace: Pace) -> Result<Option<Banner>, StoreError> {
     let Some((ends_at, lost)) = unused(&lots.data, pace, page.now) else { return Ok(None) };
     let text = format!(
         "About {} credits end on {} without being used, at the current pace.",
-        Amount(lost).text(),
+        page.amount(lost).text(),
         super::moment::day(page.zone.date(ends_at))
     );
     let action = Some(("See them".into(), format!("{}#lots", page.href("wallet"))));
@@ -308,7 +318,7 @@ mod tests {
 
     #[test]
     fn exactly_nothing_pauses_requests_as_less_than_nothing_does() {
-        let banner = |text: &str| used_up(text.parse().unwrap());
+        let banner = |text: &str| used_up(text.parse().unwrap(), Decimals::Fitting);
         assert_eq!(banner("0.000000001"), None);
         assert_eq!(banner("0").unwrap().title, "No credits");
         let negative = banner("-0.1").unwrap();
@@ -323,7 +333,8 @@ mod tests {
     #[test]
     fn low_is_two_days_of_pace_or_less_than_the_alert_of_the_account() {
         let of = |balance: &str, below: Option<&str>| {
-            low(balance.parse().unwrap(), pace("7"), below.map(|text| text.parse().unwrap()))
+            let below = below.map(|text| text.parse().unwrap());
+            low(balance.parse().unwrap(), pace("7"), below, Decimals::Fitting)
                 .map(|banner| banner.text)
         };
         assert_eq!(of("9", None), None);
@@ -362,10 +373,14 @@ mod tests {
     fn what_waits_is_counted_and_dated() {
         let told = |pending, oldest| {
             let backlog = Backlog { pending, oldest, ..Backlog::default() };
-            waiting(&backlog, |at| format!("<{at}>")).map(|banner| banner.text)
+            waiting(&backlog, pending > 2, |at| format!("<{at}>")).map(|banner| banner.text)
         };
         assert_eq!(told(0, None), None);
         assert!(told(1, Some(7)).unwrap().starts_with("1 debit waits for the store since <7>,"));
-        assert!(told(3, None).unwrap().starts_with("3 debits wait for the store,"));
+        let stuck = told(3, None).unwrap();
+        assert!(
+            stuck.starts_with("3 debits wait for the store, kept on disk: the balance falls by")
+        );
+        assert!(stuck.ends_with("booked. New requests are refused until then."), "{stuck}");
     }
 }

@@ -6,7 +6,7 @@
 
 use askama::Template;
 
-use super::number::Amount;
+use super::number::{Amount, Decimals};
 use crate::billing::Credits;
 
 /// Series with a colour of their own; the next one is for the rest.
@@ -50,6 +50,7 @@ struct Drawing<'a> {
     lines: Vec<Line>,
     legend: Vec<Series>,
     before: Option<Amount>,
+    has_events: bool,
 }
 
 struct Shape {
@@ -98,6 +99,7 @@ pub fn stacked(
     names: &[String],
     bars: &[Bar],
     sums: &[Bar],
+    decimals: Decimals,
 ) -> Result<String, askama::Error> {
     let all = bars.iter().flat_map(|bar| [bar.total(), bar.before.unwrap_or_default()]);
     let highest = all.map(Credits::nano).max().unwrap_or(0);
@@ -125,7 +127,7 @@ pub fn stacked(
             slot_x: thousandths(left),
             slot_width: thousandths(right - left),
             parts: parts.collect(),
-            label: label(bar, names),
+            label: label(bar, names, decimals),
             tick: bar.tick.clone(),
             is_minor: bar.is_minor,
             is_open: bar.is_open,
@@ -133,13 +135,14 @@ pub fn stacked(
             href: bar.href.clone(),
         }
     });
-    let lines = (1..=steps).map(|step| Line {
+    // Round numbers, whatever decimals were chosen.
+    let lines = (0..=steps).map(|step| Line {
         y: thousandths(100_000 - 100_000 * step / steps),
-        label: Amount(Credits::from_nano(top / steps * step)).text(),
+        label: Decimals::Fitting.show(Credits::from_nano(top / steps * step)).text(),
     });
     let legend = names.iter().enumerate().map(|(at, name)| Series {
         name: name.clone(),
-        total: Amount(sums.iter().filter_map(|bar| bar.parts.get(at).copied()).sum()),
+        total: decimals.show(sums.iter().filter_map(|bar| bar.parts.get(at).copied()).sum()),
         number: at + 1,
     });
     let drawing = Drawing {
@@ -152,20 +155,21 @@ pub fn stacked(
         before: sums
             .iter()
             .any(|bar| bar.before.is_some())
-            .then(|| Amount(sums.iter().filter_map(|bar| bar.before).sum())),
+            .then(|| decimals.show(sums.iter().filter_map(|bar| bar.before).sum())),
+        has_events: bars.iter().any(|bar| !bar.marks.is_empty()),
     };
     drawing.render()
 }
 
 /// A bar in words.
-fn label(bar: &Bar, names: &[String]) -> String {
-    let mut label = format!("{}: {} credits", bar.name, Amount(bar.total()).text());
+fn label(bar: &Bar, names: &[String], decimals: Decimals) -> String {
+    let mut label = format!("{}: {} credits", bar.name, decimals.show(bar.total()).text());
     let parts = bar.parts.iter().zip(names).filter(|(part, _)| part.is_positive());
     for (part, name) in parts {
-        label.push_str(&format!(", {name} {}", Amount(*part).text()));
+        label.push_str(&format!(", {name} {}", decimals.show(*part).text()));
     }
     if let Some(before) = bar.before {
-        label.push_str(&format!(", the time before {}", Amount(before).text()));
+        label.push_str(&format!(", the time before {}", decimals.show(before).text()));
     }
     if bar.is_open {
         label.push_str(", so far");
@@ -229,7 +233,8 @@ mod tests {
         };
         let bars = [bar];
         let names = ["<script>alert(1)</script>".to_owned(), "b".to_owned()];
-        let drawn = stacked("Spending", "Days in UTC", "", &names, &bars, &bars).unwrap();
+        let drawn = stacked("Spending", "Days in UTC", "", &names, &bars, &bars, Decimals::Fitting);
+        let drawn = drawn.unwrap();
         assert!(drawn.contains("Mon 12 Oct: 1.75 credits, "), "{drawn}");
         assert!(drawn.contains("the time before 1, so far, top-up 10"), "{drawn}");
         assert!(!drawn.contains("<script>") && !drawn.contains("style="));

@@ -32,6 +32,8 @@ struct Costs {
     total: Option<Line>,
     older: String,
     timed: u32,
+    /// Whether the time before says anything.
+    is_compared: bool,
 }
 
 struct Line {
@@ -79,6 +81,8 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
     let sums = page.sums(by, range.since, range.until, None).await?;
     let (earlier, end) = range.before(&page.zone);
     let before = page.sums(by, earlier, end, None).await?;
+    // A time of which the account has lived only a part is no measure.
+    let is_compared = page.account.created_at <= earlier && !before.is_empty();
     let before: HashMap<_, _> = before.into_iter().map(|sum| (sum.group, sum.charge)).collect();
     let names = key_names(&page).await?;
     let medians = medians(&page, &range, by, &sums).await?;
@@ -100,6 +104,7 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
         rows,
         total,
         timed: TIMED,
+        is_compared,
     };
     page.show(&costs)
 }
@@ -324,7 +329,7 @@ fn href(page: &Page, range: &Range, params: &Params, by: Group, group: &str) -> 
 }
 
 /// All rows as one.
-fn added(group: String, rows: &[SummaryRow]) -> SummaryRow {
+pub(super) fn added(group: String, rows: &[SummaryRow]) -> SummaryRow {
     let mut sum = SummaryRow { group, ..SummaryRow::default() };
     for row in rows {
         sum.requests += row.requests;

@@ -57,7 +57,8 @@ pub async fn of(state: &State, row: &UsageRow) -> Result<Explained, StoreError> 
     let total = Exact::one(row.charge);
     let Some(table) = table(state, &row.price_version).await? else {
         let note = match row.price_version.is_empty() {
-            true => "Nothing was priced.".to_owned(),
+            true if row.charge == Credits::ZERO => "Nothing was priced.".to_owned(),
+            true => "The row does not say by which prices: only its total is known.".to_owned(),
             false => "The prices of that time are not kept.".to_owned(),
         };
         return Ok(Explained { lines: Vec::new(), rest: None, total, note });

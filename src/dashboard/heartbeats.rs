@@ -44,16 +44,18 @@ impl Card {
             return Ok(None);
         };
         let lighter = told.otherwise.as_ref().and_then(|other| other.lighter.first());
-        let alone = match (lighter, &told.otherwise) {
-            (Some(lighter), _) => Some(Amount(lighter.isolated)),
-            (None, Some(other)) => Some(Amount(other.isolated)),
-            (None, None) => None,
+        // In a session of their own, where that saves anything beyond the lighter model.
+        let (with, alone) = match (lighter, &told.otherwise) {
+            (Some(lighter), _) => (lighter.charge, lighter.isolated),
+            (None, Some(other)) => (beats.charge, other.isolated),
+            (None, None) => (beats.charge, beats.charge),
         };
+        let alone = (alone < with).then(|| page.amount(alone));
         Ok(Some(Self {
             runs: beats.requests,
-            cost: Amount(beats.charge),
+            cost: page.amount(beats.charge),
             share: percent(beats.charge, told.total.charge),
-            lighter: lighter.map(|one| (one.model.clone(), Amount(one.charge))),
+            lighter: lighter.map(|one| (one.model.clone(), page.amount(one.charge))),
             alone,
             more: page.href("heartbeats"),
             rows: format!("{}?origin=heartbeat", page.href("usage")),
@@ -83,6 +85,8 @@ struct Beats {
     ways: Vec<(String, Exact, String)>,
     size: String,
     is_measured: bool,
+    /// They read no more than a session of their own would.
+    is_small: bool,
 }
 
 /// The page: the last 7 days.
@@ -100,7 +104,7 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
     let base_url = &page.state.site.inference;
     let template = Shown {
         block: openclaw_heartbeat(base_url, "${FAREBOX_HB_KEY}", &model),
-        beats: Beats::of(&told),
+        beats: Beats::of(&page, &told),
         rows: format!("{}?origin=heartbeat", page.href("usage")),
         alert: format!("{}#alerts", page.href("settings")),
         keys: page.href("keys"),
@@ -115,7 +119,7 @@ async fn read(page: &Page, days: i64) -> Result<Heartbeats, Failure> {
 }
 
 impl Beats {
-    fn of(told: &Heartbeats) -> Option<Self> {
+    fn of(page: &Page, told: &Heartbeats) -> Option<Self> {
         let beats = told.by_origin.first().filter(|beats| beats.requests > 0)?;
         let other = told.otherwise.as_ref()?;
         let input = beats.input_tokens + beats.cached_input_tokens + beats.cache_creation_tokens;
@@ -132,12 +136,16 @@ impl Beats {
         let mut ways = vec![
             ("As they are".to_owned(), beats.charge),
             ("Half as often".to_owned(), other.half_as_often),
-            ("In a session of their own, with light context".to_owned(), other.isolated),
         ];
+        let is_small = other.isolated >= beats.charge;
+        if !is_small {
+            let way = "In a session of their own, with light context";
+            ways.push((way.to_owned(), other.isolated));
+        }
         for lighter in &other.lighter {
             ways.push((format!("On {}", lighter.model), lighter.charge));
         }
-        if let Some(best) = other.lighter.first() {
+        if let Some(best) = other.lighter.first().filter(|best| best.isolated < best.charge) {
             ways.push((format!("On {}, in a session of their own", best.model), best.isolated));
         }
         let exact = Exact::column(ways.iter().map(|(_, charge)| *charge));
@@ -150,15 +158,16 @@ impl Beats {
             (way, cost, saved)
         });
         Some(Self {
-            cost: Amount(beats.charge),
+            cost: page.amount(beats.charge),
             share: percent(beats.charge, told.total.charge),
             requests: grouped(beats.requests),
             each: short(input / beats.requests),
-            every: told.every_minutes.map(|m| format!("every {m} min")).unwrap_or_default(),
+            every: told.every_minutes.map(heartbeats::every).unwrap_or_default(),
             origins: origins.collect(),
             ways: ways.collect(),
             size: short(other.isolated_input_tokens),
             is_measured: other.isolated_is_measured,
+            is_small,
         })
     }
 }

@@ -11,17 +11,18 @@ use serde_json::Value;
 
 use super::Failure;
 use super::moment::Instant;
-use super::number::{Amount, Exact, grouped};
+use super::number::{Exact, grouped};
 use super::page::{Page, Post, Shell};
 use super::snippet::{Snippet, snippets};
 use crate::admin::extract::Target;
 use crate::admin::keys::{self, CreatedKey};
+use crate::admin::trial::Tried;
 use crate::admin::{self, State};
 use crate::billing::Credits;
 use crate::billing::limit::Period;
 use crate::store::{self, Group, Key, KeyLimits, Millis, UsageFilter};
 use fields::{Fields, Sent};
-use one::Replaced;
+use one::{Replaced, TrialForm};
 
 mod fields;
 pub mod one;
@@ -83,6 +84,7 @@ struct Made {
     snippets: Vec<Snippet>,
     is_heartbeat: bool,
     replaced: Option<Replaced>,
+    trial: TrialForm,
     keys: String,
 }
 
@@ -157,8 +159,8 @@ async fn in_use(page: &Page, key: &Key) -> Result<Vec<Used>, Failure> {
         let (percent, tone) = share(used.unsigned_abs(), limit.unsigned_abs());
         all.push(Used {
             what,
-            used: Amount(spend.used).to_string(),
-            limit: Amount(cap).to_string(),
+            used: page.amount(spend.used).to_string(),
+            limit: page.amount(cap).to_string(),
             resets: spend.resets_at.map(|at| Instant::soon(at, &page.zone)),
             percent,
             tone,
@@ -205,7 +207,7 @@ pub struct NewKeyForm {
 /// A field that means nothing, or a form that was sent before.
 pub async fn create(page: Page, Post { form, .. }: Post<NewKeyForm>) -> Result<Response, Failure> {
     let new = made(&page, form.id, form.fields.body(None)?).await?;
-    shown(&page, new, None).await
+    shown(&page, new, None, None).await
 }
 
 /// Makes a key by an id of one of our forms.
@@ -215,14 +217,19 @@ async fn made(page: &Page, id: String, body: Value) -> Result<CreatedKey, Failur
     if !is_new_id(&id) {
         return Err(Failure::Invalid("The form is not a whole one: open the page again.".into()));
     }
-    keys::make(&page.state, &page.account, id, new).await.map_err(|error| match error {
+    keys::make(&page.state, &page.account, id, new).await.map_err(made_already)
+}
+
+/// A form that is sent again makes nothing more.
+fn made_already(error: admin::Error) -> Failure {
+    match error {
         admin::Error::Conflict(_) => Failure::Conflict(
             "This key was made already, and its secret was shown then. Make another one if you \
              do not have it."
                 .into(),
         ),
         other => other.into(),
-    })
+    }
 }
 
 /// A key that was made now, with its secret.
@@ -230,6 +237,7 @@ async fn shown(
     page: &Page,
     made: CreatedKey,
     replaced: Option<Replaced>,
+    tried: Option<Tried>,
 ) -> Result<Response, Failure> {
     let mut shell = page.shell("keys").await?;
     shell.title = "New key".into();
@@ -237,6 +245,7 @@ async fn shown(
     let may = |model: &&String| crate::proxy::may_call(&made.details, model);
     let model = models.iter().find(may).or(models.first()).cloned().unwrap_or_default();
     let base_url = page.state.site.inference.clone();
+    let trial = TrialForm::of(page, &made.details, tried);
     let is_heartbeat = made.details.tag.as_deref() == Some(admin::heartbeats::HEARTBEAT);
     let template = Made {
         name: made.details.name,
@@ -244,6 +253,7 @@ async fn shown(
         secret: made.key,
         is_heartbeat,
         replaced,
+        trial,
         keys: page.href("keys"),
         shell,
     };
@@ -314,6 +324,16 @@ impl Row {
             month,
         }
     }
+}
+
+/// The cheapest model by its output that a key may call and that answers.
+fn cheapest(state: &State, key: &Key) -> Option<String> {
+    let names = callable(state);
+    let table = (state.prices)();
+    let models = names.iter().filter(|name| crate::proxy::may_call(key, name));
+    let models = models.filter_map(|name| table.find(name));
+    let cheapest = models.min_by_key(|model| model.price.standard.rates.output.0);
+    cheapest.map(|model| model.name.clone())
 }
 
 /// What each key spent today and on the days before, as the other pages count days.

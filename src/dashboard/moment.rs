@@ -75,6 +75,7 @@ pub struct Instant {
 enum Style {
     Full,
     Short,
+    Dated,
     Clock,
     Day,
     Soon,
@@ -87,9 +88,11 @@ impl Instant {
         Self { at, zone: zone.rules.clone(), style: Style::Full }
     }
 
-    /// `30 Sep 14:02:11`.
-    pub fn short(at: Millis, zone: &Zone) -> Self {
-        Self { at, zone: zone.rules.clone(), style: Style::Short }
+    /// `30 Sep 14:02:11`; with the year, if it is not that of `now`.
+    pub fn short(at: Millis, now: Millis, zone: &Zone) -> Self {
+        let is_of_now = zone.date(at).year() == zone.date(now).year();
+        let style = if is_of_now { Style::Short } else { Style::Dated };
+        Self { at, zone: zone.rules.clone(), style }
     }
 
     /// `14:02`.
@@ -119,6 +122,7 @@ impl fmt::Display for Instant {
         let text = match self.style {
             Style::Full => zoned.strftime("%Y-%m-%d %H:%M:%S").to_string(),
             Style::Short => zoned.strftime("%-d %b %H:%M:%S").to_string(),
+            Style::Dated => zoned.strftime("%-d %b %Y %H:%M:%S").to_string(),
             Style::Clock => zoned.strftime("%H:%M").to_string(),
             Style::Day => zoned.strftime("%-d %b %Y").to_string(),
             Style::Soon => zoned.strftime("%-d %b %H:%M").to_string(),

@@ -14,25 +14,57 @@ const MINUS: char = '−';
 /// U+202F, between groups of three digits.
 const THIN: char = '\u{202f}';
 const NANO_DIGITS: usize = 9;
+/// From a hundredth of a credit on, digits behind the fourth decimal are the lesser part.
+const FINE_FROM_NANO: u64 = 10_000_000;
 
-/// An amount in prose or on a card: four decimals from one credit on, six below; exact in its
-/// `value` and title. What costs something is never shown as nothing.
+/// How many decimals amounts in prose and on cards have. Columns have all that they need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Decimals {
+    /// Four from one credit on, six below, without zeros at the end.
+    #[default]
+    Fitting,
+    /// So many, as an account chose.
+    Fixed(u8),
+}
+
+impl Decimals {
+    /// The choices of an account, besides the fitting ones.
+    pub const CHOICES: std::ops::RangeInclusive<u8> = 2..=9;
+
+    /// An amount that is shown so.
+    pub const fn show(self, amount: Credits) -> Amount {
+        Amount { amount, decimals: self }
+    }
+}
+
+/// An amount in prose or on a card, rounded half up; exact in its `value` and title. What costs
+/// something is never shown as nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Amount(pub Credits);
+pub struct Amount {
+    amount: Credits,
+    decimals: Decimals,
+}
 
 impl Amount {
     /// The text alone.
     pub fn text(self) -> String {
-        let nano = self.0.nano();
-        let keep = if nano.unsigned_abs() >= 1_000_000_000 { 4 } else { 6 };
-        if nano != 0 && nano.unsigned_abs() < 1_000 {
-            let sign = if nano < 0 { "> −" } else { "< " };
-            return format!("{sign}0.000001");
-        }
+        let nano = self.amount.nano();
+        let keep = match self.decimals {
+            Decimals::Fitting if nano.unsigned_abs() >= 1_000_000_000 => 4,
+            Decimals::Fitting => 6,
+            Decimals::Fixed(places) => usize::from(places).min(NANO_DIGITS),
+        };
         let step = 10_u64.pow(u32::try_from(NANO_DIGITS - keep).unwrap_or(0));
+        if nano != 0 && nano.unsigned_abs() < step {
+            let sign = if nano < 0 { "> −" } else { "< " };
+            return format!("{sign}{}", decimals(step, keep));
+        }
         let rounded = (nano.unsigned_abs() + step / 2) / step * step;
         let text = decimals(rounded, keep);
-        let text = text.trim_end_matches('0').trim_end_matches('.');
+        let text = match self.decimals {
+            Decimals::Fitting => text.trim_end_matches('0').trim_end_matches('.'),
+            Decimals::Fixed(_) => &text,
+        };
         if nano < 0 { format!("{MINUS}{text}") } else { text.to_owned() }
     }
 }
@@ -43,7 +75,7 @@ impl fmt::Display for Amount {
         write!(
             f,
             "<data class=\"amount\" value=\"{}\" title=\"{} credits\">{text}</data>",
-            self.0, self.0
+            self.amount, self.amount
         )
     }
 }
@@ -70,6 +102,12 @@ impl Exact {
         Self::of(amounts, true)
     }
 
+    /// The same, with a plus if it is above zero.
+    #[must_use]
+    pub const fn with_sign(self) -> Self {
+        Self { signed: true, ..self }
+    }
+
     /// One amount with at least four decimals.
     pub fn one(amount: Credits) -> Self {
         Self { amount, places: places(amount).max(4), signed: false }
@@ -89,9 +127,11 @@ impl fmt::Display for Exact {
             1.. if self.signed => "+",
             0.. => "",
         };
-        let text = decimals(self.amount.nano().unsigned_abs(), self.places);
-        // What is finer than a hundredth of a cent steps back.
-        let (most, fine) = text.split_at(text.len() - (self.places - 4));
+        let nano = self.amount.nano().unsigned_abs();
+        let text = decimals(nano, self.places);
+        // What is finer than a hundredth of a cent steps back, unless it is most of what there is.
+        let fine = if nano == 0 || nano >= FINE_FROM_NANO { self.places - 4 } else { 0 };
+        let (most, fine) = text.split_at(text.len() - fine);
         write!(f, "<data class=\"amount\" value=\"{}\">{sign}{most}", self.amount)?;
         if !fine.is_empty() {
             write!(f, "<span class=\"fine\">{fine}</span>")?;
@@ -186,7 +226,24 @@ mod tests {
             ("1234567.5", "1\u{202f}234\u{202f}567.5"),
             ("0.9999999", "1"),
         ] {
-            assert_eq!(Amount(credits(amount)).text(), shown, "{amount}");
+            assert_eq!(Decimals::Fitting.show(credits(amount)).text(), shown, "{amount}");
+        }
+    }
+
+    #[test]
+    fn chosen_decimals_are_all_shown_and_never_nothing_for_something() {
+        for (places, amount, shown) in [
+            (2, "12.345678", "12.35"),
+            (2, "12", "12.00"),
+            (2, "0", "0.00"),
+            (2, "0.009999999", "< 0.01"),
+            (2, "-0.004", "> −0.01"),
+            (4, "-0.1", "−0.1000"),
+            (9, "0.000000001", "0.000000001"),
+            (9, "1234.5", "1\u{202f}234.500000000"),
+        ] {
+            let of = Decimals::Fixed(places).show(credits(amount)).text();
+            assert_eq!(of, shown, "{amount} with {places}");
         }
     }
 
@@ -203,6 +260,13 @@ mod tests {
             "<data class=\"amount\" value=\"12\">12.0000<span class=\"fine\">000</span></data>"
         );
         assert!(text[2].contains(">−3.5000<"), "{}", text[2]);
+    }
+
+    #[test]
+    fn digits_do_not_step_back_where_they_are_most_of_an_amount() {
+        let shown = |amount: &str| Exact::one(credits(amount)).to_string();
+        assert!(shown("0.00004020").contains(">0.0000402<"), "{}", shown("0.0000402"));
+        assert!(shown("0.0123456").contains("0.0123<span"), "{}", shown("0.0123456"));
     }
 
     #[test]

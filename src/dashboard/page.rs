@@ -100,6 +100,18 @@ pub struct Shell {
     pub shortcuts: bool,
 }
 
+impl Shell {
+    /// The area of the zone, such as `Europe/`, which a narrow window leaves out.
+    pub fn zone_area(&self) -> &str {
+        &self.zone[..self.zone.len() - self.zone_place().len()]
+    }
+
+    /// Its place, such as `Berlin`.
+    pub fn zone_place(&self) -> &str {
+        self.zone.rsplit('/').next().unwrap_or(&self.zone)
+    }
+}
+
 /// A line of the navigation.
 pub struct Link {
     /// Where it leads.
@@ -159,6 +171,17 @@ impl Pace {
     /// Whether a balance is gone in two days.
     pub fn is_low(self, balance: Credits) -> bool {
         self.lasts_ms(balance).is_some_and(|ms| ms < LOW_MS)
+    }
+
+    /// What it was measured over, such as `of the last 7 days`; of a younger account, its life.
+    pub fn span(self) -> String {
+        let hours = self.over_ms / (DAY_MS / 24);
+        match hours {
+            _ if self.over_ms >= PACE_MS => "of the last 7 days".into(),
+            0 | 1 => "of its first hour".into(),
+            2..48 => format!("of its first {hours} hours"),
+            _ => format!("of its first {} days", hours / 24),
+        }
     }
 
     /// Such as `≈ 9 days left`.
@@ -287,6 +310,11 @@ impl Page {
         Ok(sums.iter().map(|sum| sum.charge).sum())
     }
 
+    /// An amount with as many decimals as the account chose.
+    pub fn amount(&self, amount: Credits) -> Amount {
+        self.preferences.decimals().show(amount)
+    }
+
     /// The address of a page of this account.
     pub fn href(&self, slug: &str) -> String {
         format!("{}/billing/{}/{slug}", self.state.site.base, self.account.id)
@@ -311,7 +339,7 @@ impl Page {
         shell.account = Some(Left {
             id: self.account.id.clone(),
             name: self.account.name.clone(),
-            balance: Amount(balance),
+            balance: self.amount(balance),
             runway: pace.runway(balance),
             tone: if !balance.is_positive() {
                 "bad"
@@ -469,6 +497,8 @@ fn is_from_here(headers: &HeaderMap) -> bool {
 mod tests {
     use super::*;
 
+    const HOUR_MS: Millis = DAY_MS / 24;
+
     fn credits(text: &str) -> Credits {
         text.parse().unwrap()
     }
@@ -483,6 +513,17 @@ mod tests {
         assert!(pace.is_low(credits("1.9")) && !pace.is_low(credits("2")));
         let idle = Pace { used: Credits::ZERO, over_ms: DAY_MS };
         assert_eq!(idle.runway(credits("5")), "");
+        let spans = [HOUR_MS, 26 * HOUR_MS, 3 * DAY_MS, PACE_MS];
+        let told = spans.map(|over_ms| Pace { used: Credits::ZERO, over_ms }.span());
+        assert_eq!(
+            told,
+            [
+                "of its first hour",
+                "of its first 26 hours",
+                "of its first 3 days",
+                "of the last 7 days"
+            ]
+        );
     }
 
     #[test]

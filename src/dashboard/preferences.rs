@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::moment::Zone;
+use super::number::Decimals;
 use super::page::Post;
 use super::{Failure, session};
 use crate::admin::State;
@@ -24,6 +25,8 @@ pub struct Preferences {
     pub zone: String,
     /// Whether single keys and `g` sequences do something.
     pub no_shortcuts: bool,
+    /// Decimals of amounts in prose and on cards; none: as many as fit the amount.
+    pub decimals: Option<u8>,
 }
 
 impl Preferences {
@@ -60,6 +63,12 @@ impl Preferences {
                 other => return other.map(drop),
             }
         }
+    }
+
+    /// How many decimals amounts in prose and on cards have.
+    pub fn decimals(&self) -> Decimals {
+        let chosen = self.decimals.filter(|places| Decimals::CHOICES.contains(places));
+        chosen.map_or(Decimals::Fitting, Decimals::Fixed)
     }
 
     /// The zone of a request: the account's, else the browser's, else UTC.

@@ -24,10 +24,8 @@ struct Row {
     model: String,
     aliases: String,
     upstreams: String,
-    input: String,
-    cached: String,
-    written: String,
-    output: String,
+    /// Of input, cached input, input written to a cache, and output.
+    rates: [String; 4],
     more: String,
     source: String,
     date: String,
@@ -44,7 +42,11 @@ pub async fn show(page: Operator) -> Result<Response, Failure> {
     let upstreams: Vec<String> =
         (page.state.upstreams)().data.into_iter().map(|upstream| upstream.name).collect();
     let today = page.zone.date(page.now);
-    let rows: Vec<_> = table.models.iter().map(|model| Row::of(model, &upstreams, today)).collect();
+    let mut rows: Vec<_> =
+        table.models.iter().map(|model| Row::of(model, &upstreams, today)).collect();
+    for at in 0..4 {
+        line_up(rows.iter_mut().map(|row| &mut row.rates[at]).collect());
+    }
     let template = Prices {
         version: table.version.clone(),
         troubled: rows.iter().filter(|row| !row.problem.is_empty()).count(),
@@ -52,6 +54,19 @@ pub async fn show(page: Operator) -> Result<Response, Failure> {
         shell: page.shell("prices"),
     };
     page.show(&template)
+}
+
+/// Gives the rates of a column as many decimals as the finest of them has.
+fn line_up(column: Vec<&mut String>) {
+    let decimals = |text: &str| text.split_once('.').map_or(0, |(_, part)| part.len());
+    let most = column.iter().map(|rate| decimals(rate)).max().unwrap_or(0);
+    for rate in column.into_iter().filter(|rate| *rate != "–" && most > 0) {
+        let has = decimals(rate);
+        if has == 0 {
+            rate.push('.');
+        }
+        rate.extend(std::iter::repeat_n('0', most - has));
+    }
 }
 
 impl Row {
@@ -79,10 +94,12 @@ impl Row {
             model: model.name.clone(),
             aliases: model.aliases.join(", "),
             upstreams: names.join(", "),
-            input: rates.input.to_string(),
-            cached: optional(rates.cached_input),
-            written: optional(rates.cache_creation),
-            output: rates.output.to_string(),
+            rates: [
+                rates.input.to_string(),
+                optional(rates.cached_input),
+                optional(rates.cache_creation),
+                rates.output.to_string(),
+            ],
             more: more.join(" · "),
             source: model.source.clone().unwrap_or_default(),
             date: model.date.clone().unwrap_or_default(),
@@ -105,6 +122,16 @@ fn problem(is_callable: bool, date: Option<&str>, today: Date) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_points_of_a_column_of_rates_line_up() {
+        let mut column = ["10", "0.0375", "–", "12.5"].map(String::from);
+        line_up(column.iter_mut().collect());
+        assert_eq!(column, ["10.0000", "0.0375", "–", "12.5000"]);
+        let mut whole = ["10", "7"].map(String::from);
+        line_up(whole.iter_mut().collect());
+        assert_eq!(whole, ["10", "7"]);
+    }
 
     #[test]
     fn a_price_that_is_old_or_leads_nowhere_is_a_problem() {

@@ -35,15 +35,16 @@ struct Report {
     account: String,
     opening: Exact,
     closing: Exact,
-    moves: Vec<(&'static str, u64, Exact)>,
+    moves: Vec<(&'static str, String, Exact)>,
     usage: Exact,
     requests: String,
     adds_up: bool,
     is_running: bool,
-    models: Vec<Line>,
-    keys: Vec<Line>,
-    daily: Vec<(String, String, Exact)>,
-    total: Exact,
+    /// Its lines, and all of them together.
+    models: (Vec<Line>, Line),
+    keys: (Vec<Line>, Line),
+    /// Each day, and all of them together.
+    daily: (Vec<(String, String, Exact)>, Exact),
     previous: String,
     next: Option<String>,
     made: String,
@@ -113,25 +114,25 @@ pub async fn show(page: Page, Query(query): Query<Month>) -> Result<Response, Fa
     let sums = [opening, closing, -used].into_iter().chain(moves.iter().map(|(.., sum)| *sum));
     let mut exact = Exact::column(sums).into_iter();
     let (opening, closing, usage) = (exact.next(), exact.next(), exact.next());
-    let moves =
-        moves.iter().zip(exact).map(|((kind_of, count, _), sum)| (kind(*kind_of), *count, sum));
+    let moves = moves
+        .iter()
+        .zip(exact)
+        .map(|((kind_of, count, _), sum)| (kind(*kind_of), grouped(*count), sum.with_sign()));
     let requests: u64 = models.iter().map(|row| row.requests).sum();
-    let costs = Exact::column(models.iter().map(|row| row.charge).chain([used]));
     let report = Report {
         month: first.strftime("%B %Y").to_string(),
         days: format!("{first} to {}", after.yesterday().unwrap_or(first)),
         account: page.account.id.0.to_string(),
         opening: opening.expect("three come first"),
         closing: closing.expect("three come first"),
-        usage: usage.expect("three come first"),
+        usage: usage.expect("three come first").with_sign(),
         moves: moves.collect(),
         requests: grouped(requests),
         adds_up,
         is_running: after > today,
-        total: costs.last().copied().expect("the total is the last"),
         models: Line::all(&models, used),
         keys: Line::all(&keys, used),
-        daily: days(daily),
+        daily: days(daily, used),
         previous: address(&page, first.checked_sub(1.month()).unwrap_or(first)),
         next: (after <= today).then(|| address(&page, after)),
         made: page.zone.date(page.now).to_string(),
@@ -148,18 +149,19 @@ fn address(page: &Page, month: Date) -> String {
     format!("{}?month={}", page.href("report"), month.strftime("%Y-%m"))
 }
 
-fn days(rows: Vec<SummaryRow>) -> Vec<(String, String, Exact)> {
-    let costs = Exact::column(rows.iter().map(|row| row.charge));
-    rows.into_iter()
-        .zip(costs)
-        .map(|(row, cost)| (row.group, grouped(row.requests), cost))
-        .collect()
+fn days(rows: Vec<SummaryRow>, used: Credits) -> (Vec<(String, String, Exact)>, Exact) {
+    let mut costs = Exact::column([used].into_iter().chain(rows.iter().map(|row| row.charge)));
+    let total = costs.remove(0);
+    let days = rows.into_iter().zip(costs);
+    (days.map(|(row, cost)| (row.group, grouped(row.requests), cost)).collect(), total)
 }
 
 impl Line {
-    fn all(rows: &[SummaryRow], used: Credits) -> Vec<Self> {
-        let costs = Exact::column(rows.iter().map(|row| row.charge).chain([used]));
-        rows.iter().zip(costs).map(|(row, cost)| Self::of(row, cost, used)).collect()
+    fn all(rows: &[SummaryRow], used: Credits) -> (Vec<Self>, Self) {
+        let all = super::costs::added("All".into(), rows);
+        let mut costs = Exact::column([used].into_iter().chain(rows.iter().map(|row| row.charge)));
+        let all = Self::of(&all, costs.remove(0), used);
+        (rows.iter().zip(costs).map(|(row, cost)| Self::of(row, cost, used)).collect(), all)
     }
 
     fn of(row: &SummaryRow, cost: Exact, all: Credits) -> Self {

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::Failure;
 use super::moment::{Instant, Zone};
+use super::number::Decimals;
 use super::page::{Operator, Page, Post, Shell};
 use super::preferences::Preferences;
 use crate::admin::State;
@@ -29,6 +30,8 @@ struct Settings {
     log: Vec<Told>,
     zone: String,
     shortcuts: bool,
+    /// The choices, and which is taken.
+    decimals: Vec<(u8, bool)>,
     month: String,
     /// The first day of the month, and the one after today.
     days: (Date, Date),
@@ -96,6 +99,9 @@ async fn settings(page: &Page, kept: Kept, secret: Option<String>) -> Result<Res
         alerts: AlertsForm::of(&page.state, &kept, secret),
         zone: page.preferences.zone.clone(),
         shortcuts: !page.preferences.no_shortcuts,
+        decimals: Decimals::CHOICES
+            .map(|places| (places, page.preferences.decimals == Some(places)))
+            .collect(),
         days: (today.first_of_month(), today.tomorrow().unwrap_or(today)),
         zones: jiff::tz::db().available().map(|name| name.as_str().to_owned()).collect(),
         about: about(page).await?,
@@ -194,6 +200,8 @@ pub async fn test_alerts(page: Page, _: Post<Click>) -> Result<Response, Failure
 pub struct DisplaySent {
     #[serde(default)]
     zone: String,
+    #[serde(default)]
+    decimals: String,
     shortcuts: Option<String>,
 }
 
@@ -201,7 +209,7 @@ pub struct DisplaySent {
 ///
 /// # Errors
 ///
-/// When there is no such time zone.
+/// When there is no such time zone, or no such number of decimals.
 pub async fn set_display(
     page: Page,
     Post { form, .. }: Post<DisplaySent>,
@@ -212,7 +220,14 @@ pub async fn set_display(
             "There is no such time zone: write one such as Europe/Berlin.".into(),
         ));
     }
-    let chosen = Preferences { zone, no_shortcuts: form.shortcuts.is_none() };
+    let decimals =
+        match form.decimals.trim() {
+            "" => None,
+            text => Some(text.parse().ok().filter(|n| Decimals::CHOICES.contains(n)).ok_or_else(
+                || Failure::Invalid("The decimals must be a whole number from 2 to 9.".into()),
+            )?),
+        };
+    let chosen = Preferences { zone, decimals, no_shortcuts: form.shortcuts.is_none() };
     chosen.keep(page.state.store.as_ref(), &page.account.id).await?;
     Ok(super::see(&page.href("settings")))
 }

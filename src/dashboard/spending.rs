@@ -11,7 +11,7 @@ use super::Failure;
 use super::chart::{self, Bar, SERIES};
 use super::explain::{self, InForce};
 use super::moment;
-use super::number::{Amount, Exact};
+use super::number::{Decimals, Exact};
 use super::page::{Page, Shell};
 use super::params::{Params, Range, Tab};
 use crate::billing::Credits;
@@ -40,7 +40,8 @@ struct Spending {
     chart: String,
     names: Vec<String>,
     rows: Vec<Row>,
-    total: Exact,
+    /// The last line of the table.
+    totals: Row,
     facts: Vec<(&'static str, String, String)>,
     is_empty: bool,
     older: String,
@@ -72,10 +73,18 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
     }
     let total: Credits = bars.iter().map(Bar::total).sum();
     let drawn = if is_running { running(&bars) } else { bars.clone() };
-    let summary = summary(&bars, total);
+    let decimals = page.preferences.decimals();
+    let summary = summary(&bars, total, decimals);
     let unit = if range.is_hours { "Hours" } else { "Days" };
     let axis = format!("{unit} in {}", page.zone.name);
-    let chart = chart::stacked(&range.title, &axis, &summary, &names, &drawn, &bars)?;
+    let each = match (is_running, range.is_hours) {
+        (true, _) => "cumulative",
+        (false, true) => "per hour",
+        (false, false) => "per day",
+    };
+    let title = format!("{}, credits {each}", range.title);
+    let chart = chart::stacked(&title, &axis, &summary, &names, &drawn, &bars, decimals)?;
+    let (rows, totals) = rows(&bars);
     let shell = page.shell("spending").await?;
     let facts = facts(&page, &range, &bars, total).await?;
     let spending = Spending {
@@ -99,8 +108,8 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
             is_current: is_compared,
         },
         older: params.with(&[("range", "90d"), ("from", ""), ("to", "")]),
-        rows: rows(&bars),
-        total: Exact::one(total),
+        rows,
+        totals,
         is_empty: total == Credits::ZERO && bars.iter().all(|bar| bar.marks.is_empty()),
         facts,
         names,
@@ -208,7 +217,7 @@ async fn marks(page: &Page, range: &Range) -> Result<Vec<(Millis, String)>, Stor
             entries
                 .data
                 .into_iter()
-                .map(|entry| (entry.ts, format!("{word} of {}", Amount(entry.amount).text()))),
+                .map(|entry| (entry.ts, format!("{word} of {}", page.amount(entry.amount).text()))),
         );
     }
     Ok(marks)
@@ -277,14 +286,14 @@ fn running(bars: &[Bar]) -> Vec<Bar> {
     bars.iter().map(add).collect()
 }
 
-fn summary(bars: &[Bar], total: Credits) -> String {
+fn summary(bars: &[Bar], total: Credits, decimals: Decimals) -> String {
     let highest = bars.iter().max_by_key(|bar| bar.total());
     match highest.filter(|bar| bar.total().is_positive()) {
         Some(bar) => format!(
             "Most on {} with {} credits; {} in all.",
             bar.name,
-            Amount(bar.total()).text(),
-            Amount(total).text()
+            decimals.show(bar.total()).text(),
+            decimals.show(total).text()
         ),
         None => "Nothing was used.".into(),
     }
@@ -301,18 +310,24 @@ async fn facts(
     let count = i64::try_from(over.len().max(1)).unwrap_or(1);
     let average = Credits::from_nano(full.nano() / count);
     let (since, until) = range.before(&page.zone);
-    let before = page.spent(since, until).await?;
-    let (change, _) = super::wallet::change(total, before);
-    let compared = match change.ends_with("more") || change.ends_with("less") {
-        true => format!("{change} than before"),
-        false => change,
+    // A time of which the account has lived only a part is no measure.
+    let compared = if page.account.created_at <= since {
+        let before = page.spent(since, until).await?;
+        let (change, _) = super::wallet::change(total, before);
+        match change.ends_with("more") || change.ends_with("less") {
+            true => format!("{change} than in the time before"),
+            false if change == "the same" => "the same as in the time before".into(),
+            false => change,
+        }
+    } else {
+        String::new()
     };
     let mut facts = vec![
-        ("Total", Amount(total).text(), compared),
+        ("Total credits", page.amount(total).text(), compared),
         (
-            if range.is_hours { "Hourly average" } else { "Daily average" },
-            Amount(average).text(),
-            if range.is_hours { "full hours".into() } else { "full days".into() },
+            if range.is_hours { "Credits an hour" } else { "Credits a day" },
+            page.amount(average).text(),
+            over_words(over.len(), range.is_hours),
         ),
     ];
     let pace = page.pace().await?;
@@ -327,24 +342,44 @@ async fn facts(
         } else {
             date.strftime("%-d %b %Y").to_string()
         };
-        facts.push(("Used up around", day, "at the pace of the last 7 days".into()));
+        facts.push(("Used up around", day, format!("at the pace {}", pace.span())));
     }
     Ok(facts)
 }
 
-fn rows(bars: &[Bar]) -> Vec<Row> {
-    let totals = Exact::column(bars.iter().map(Bar::total));
-    let columns: Vec<Vec<Exact>> = (0..bars.first().map_or(0, |bar| bar.parts.len()))
-        .map(|at| Exact::column(bars.iter().map(|bar| bar.parts[at])))
+/// What an average is taken over.
+fn over_words(count: usize, is_hours: bool) -> String {
+    match (count, is_hours) {
+        (0, _) => "none is over yet".into(),
+        (1, true) => "of the one full hour".into(),
+        (1, false) => "of the one full day".into(),
+        (_, true) => format!("on average over {count} full hours"),
+        (_, false) => format!("on average over {count} full days"),
+    }
+}
+
+/// The lines of the table, the newest first, and one for all of them. Columns line up with it.
+fn rows(bars: &[Bar]) -> (Vec<Row>, Row) {
+    let column = |amounts: Vec<Credits>| {
+        let sum = amounts.iter().copied().sum();
+        Exact::column(amounts.into_iter().chain([sum]))
+    };
+    let totals = column(bars.iter().map(Bar::total).collect());
+    let columns: Vec<_> = (0..bars.first().map_or(0, |bar| bar.parts.len()))
+        .map(|at| column(bars.iter().map(|bar| bar.parts[at]).collect()))
         .collect();
-    let befores = Exact::column(bars.iter().map(|bar| bar.before.unwrap_or_default()));
-    let row = |(at, bar): (usize, &Bar)| Row {
-        before: bar.before.map(|_| befores[at]),
-        name: bar.name.clone(),
-        href: bar.href.clone(),
+    let befores = column(bars.iter().map(|bar| bar.before.unwrap_or_default()).collect());
+    let is_compared = bars.iter().any(|bar| bar.before.is_some());
+    let row = |at: usize, name: String, href: String, marks: String| Row {
+        before: is_compared.then(|| befores[at]),
         total: totals[at],
         parts: columns.iter().map(|column| column[at]).collect(),
-        marks: bar.marks.join("; "),
+        name,
+        href,
+        marks,
     };
-    bars.iter().enumerate().rev().map(row).collect()
+    let lines = bars.iter().enumerate().rev();
+    let lines =
+        lines.map(|(at, bar)| row(at, bar.name.clone(), bar.href.clone(), bar.marks.join("; ")));
+    (lines.collect(), row(bars.len(), "Total".into(), String::new(), String::new()))
 }

@@ -13,10 +13,12 @@ use super::proof::Proof;
 use super::{Failure, wallet};
 use crate::billing::Credits;
 use crate::billing::ledger::Kind;
-use crate::store::{self, Entry, EntryFilter, Group, Millis, Rows, StoreError};
+use crate::store::{self, Entry, EntryFilter, Group, Millis, Rows, StoreError, UsageFilter};
 use crate::time;
 
 const ROWS: u32 = 100;
+/// Requests that are looked up to say what its debits were for; failed ones are among them.
+const REQUESTS: u32 = 500;
 /// Longer ranges have too many hours.
 const WEEK_MS: Millis = 8 * 24 * 3_600_000;
 
@@ -131,7 +133,7 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
             let sign = if query.is_empty() { "?" } else { "&" };
             format!("{query}{sign}cursor={cursor}")
         }),
-        entries: lines(&page, rows.data),
+        entries: lines(&page, rows.data).await?,
         groups,
         opening: sums[0],
         moved: Exact::signed([opening, closing - opening, closing])[1],
@@ -195,21 +197,41 @@ async fn groups(page: &Page, range: &Range) -> Result<Vec<Bucket>, StoreError> {
     Ok(groups)
 }
 
-fn lines(page: &Page, entries: Vec<Entry>) -> Vec<Line> {
+/// What the requests behind debits were: model and key, by the id of the request.
+async fn requests(page: &Page, entries: &[Entry]) -> Result<HashMap<String, String>, StoreError> {
+    let debits = || entries.iter().filter(|entry| entry.kind == Kind::DebitAi);
+    let (Some(last), Some(first)) = (debits().next(), debits().next_back()) else {
+        return Ok(HashMap::new());
+    };
+    let filter =
+        UsageFilter { since: Some(first.ts), until: Some(last.ts + 1), ..UsageFilter::default() };
+    let names = super::costs::key_names(page).await?;
+    let rows = store::Page { cursor: None, limit: REQUESTS };
+    let rows = page.state.store.usage(&page.account.id, filter, rows).await?;
+    let told = rows.data.into_iter().map(|row| {
+        let key = names.get(&row.key).unwrap_or(&row.key);
+        let what = format!("{}, {key}", row.model);
+        (row.id, what)
+    });
+    Ok(told.collect())
+}
+
+async fn lines(page: &Page, entries: Vec<Entry>) -> Result<Vec<Line>, StoreError> {
+    let requests = requests(page, &entries).await?;
     let amounts = Exact::signed(entries.iter().map(|entry| entry.amount));
     let balances = Exact::column(entries.iter().map(|entry| entry.balance_after));
-    entries
+    Ok(entries
         .into_iter()
         .zip(amounts.into_iter().zip(balances))
         .map(|(entry, (amount, balance))| Line {
             seq: entry.seq,
-            at: Instant::full(entry.ts, &page.zone),
+            at: Instant::short(entry.ts, page.now, &page.zone),
             what: wallet::kind(entry.kind),
             text: match (entry.note, entry.undoes) {
                 (Some(note), Some(seq)) => format!("{note} (of #{seq})"),
                 (Some(note), None) => note,
                 (None, Some(seq)) => format!("of #{seq}"),
-                (None, None) => String::new(),
+                (None, None) => requests.get(&entry.reference).cloned().unwrap_or_default(),
             },
             word: if entry.amount.is_negative() { "debit" } else { "credit" },
             href: match entry.kind {
@@ -222,5 +244,5 @@ fn lines(page: &Page, entries: Vec<Entry>) -> Vec<Line> {
             amount,
             balance,
         })
-        .collect()
+        .collect())
 }

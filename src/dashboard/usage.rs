@@ -264,8 +264,8 @@ async fn filters(
         },
         Select {
             name: "source",
-            title: "Counts",
-            all: "All counts",
+            title: "Source of counts",
+            all: "All sources",
             options: fixed(
                 "source",
                 &[
@@ -288,7 +288,7 @@ fn line(page: &Page, row: UsageRow, cost: Exact, names: &HashMap<String, String>
     let (result, tone) = result(row.outcome);
     Line {
         href: format!("{}/{}?at={}", page.href("usage"), row.id, row.ts),
-        at: Instant::short(row.ts, &page.zone),
+        at: Instant::short(row.ts, page.now, &page.zone),
         served: row.served_model.unwrap_or_default(),
         key: names.get(&row.key).cloned().unwrap_or(row.key),
         tag: row.attribution.tag.unwrap_or_default(),

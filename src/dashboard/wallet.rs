@@ -1,5 +1,7 @@
 //! How much is left, how fast it goes, and what came and went last.
 
+use std::collections::HashMap;
+
 use askama::Template;
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
@@ -32,6 +34,9 @@ struct Wallet {
     available: Amount,
     running: u32,
     runway: String,
+    is_used_up: bool,
+    /// What that is judged by, such as `of the last 7 days`.
+    pace: String,
     tone: &'static str,
     burns: Vec<Burn>,
     heartbeats: Option<super::heartbeats::Card>,
@@ -48,17 +53,19 @@ struct Wallet {
 struct Burn {
     name: &'static str,
     spent: Amount,
-    /// Such as `+12.5 %`, or what there is to say instead.
+    /// Such as `12.5 % more`; empty if there is nothing to compare.
     change: String,
     /// `up`, `down` or `flat`.
     way: &'static str,
-    before: &'static str,
+    /// What it is compared with, in words.
+    before: String,
 }
 
 /// Credits that end together.
 struct Lot {
     what: &'static str,
     left: Amount,
+    granted: Amount,
     ends: Instant,
     is_soon: bool,
     share: u32,
@@ -67,6 +74,7 @@ struct Lot {
 struct Request {
     at: Instant,
     model: String,
+    key: String,
     tokens: String,
     cost: Exact,
     href: String,
@@ -111,10 +119,12 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
         None => ("good", String::new()),
     };
     let wallet = Wallet {
-        balance: Amount(page.account.balance),
-        held: Amount(page.account.held),
-        available: Amount(page.account.available),
+        balance: page.amount(page.account.balance),
+        held: page.amount(page.account.held),
+        available: page.amount(page.account.available),
         running: page.account.in_flight,
+        is_used_up: !page.account.balance.is_positive(),
+        pace: page.pace().await?.span(),
         runway,
         tone,
         burns: burns(&page).await?,
@@ -122,8 +132,8 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
         more_lots: lots.next.is_some(),
         lots: lots.data.iter().map(|lot| Lot::of(lot, &page)).collect(),
         is_new: entries.is_empty() && usage.is_empty(),
-        requests: requests(&page, usage),
-        entries: transactions(&page, entries),
+        entries: transactions(&page, entries, &usage),
+        requests: requests(&page, usage, &super::costs::key_names(&page).await?),
         usage: page.href("usage"),
         transactions: page.href("transactions"),
         shell,
@@ -134,19 +144,37 @@ pub async fn show(page: Page) -> Result<Response, Failure> {
 async fn burns(page: &Page) -> Result<Vec<Burn>, StoreError> {
     let until = page.now + 1;
     let burns = [
-        ("Today", 0, "than yesterday by this time"),
-        ("Last 7 days", 6, "than the 7 days before"),
-        ("Last 30 days", 29, "than the 30 days before"),
+        ("Today", 0, "yesterday by this time"),
+        ("Last 7 days", 6, "the 7 days before"),
+        ("Last 30 days", 29, "the 30 days before"),
     ];
     let burns = burns.map(async |(name, days, before)| {
         let since = page.zone.days_before(page.now, days);
         let earlier = page.zone.days_before(page.now, 2 * days + 1);
+        // A time of which the account has lived only a part is no measure.
+        if page.account.created_at > earlier {
+            let spent = page.spent(since, until).await?;
+            let before = if spent == Credits::ZERO { "nothing used" } else { "" };
+            let (change, before) = (String::new(), before.to_owned());
+            return Ok(Burn { name, spent: page.amount(spent), change, way: "flat", before });
+        }
         let previous = page.spent(earlier, page.zone.earlier(until, days + 1));
         let (spent, previous) = try_join(page.spent(since, until), previous).await?;
         let (change, way) = change(spent, previous);
-        Ok(Burn { name, spent: Amount(spent), change, way, before })
+        let (change, before) = match change.as_str() {
+            "" => (String::new(), "nothing used".to_owned()),
+            "nothing before" => (String::new(), format!("nothing {}", within(before))),
+            "the same" => (change, format!("as {before}")),
+            _ => (change, format!("than {before}")),
+        };
+        Ok(Burn { name, spent: page.amount(spent), change, way, before })
     });
     try_join_all(burns).await
+}
+
+/// A time before as one that things happen in.
+fn within(before: &str) -> String {
+    if before.starts_with("the ") { format!("in {before}") } else { before.to_owned() }
 }
 
 /// How much more or less, in percent of before.
@@ -172,7 +200,8 @@ impl Lot {
                 Class::Promo => "Promotional",
                 Class::Usage => "Usage",
             },
-            left: Amount(lot.remaining),
+            left: page.amount(lot.remaining),
+            granted: page.amount(lot.granted),
             ends: Instant::day(lot.expires_at, &page.zone),
             is_soon: lot.expires_at - page.now < 30 * DAY_MS,
             share: u32::try_from(share).unwrap_or(100).min(100),
@@ -180,7 +209,7 @@ impl Lot {
     }
 }
 
-fn requests(page: &Page, rows: Vec<UsageRow>) -> Vec<Request> {
+fn requests(page: &Page, rows: Vec<UsageRow>, names: &HashMap<String, String>) -> Vec<Request> {
     let costs = Exact::column(rows.iter().map(|row| row.charge));
     rows.into_iter()
         .zip(costs)
@@ -194,13 +223,14 @@ fn requests(page: &Page, rows: Vec<UsageRow>) -> Vec<Request> {
                     .saturating_add(row.output_tokens),
             ),
             href: format!("{}/{}?at={}", page.href("usage"), row.id, row.ts),
+            key: names.get(&row.key).cloned().unwrap_or(row.key),
             model: row.model,
             cost,
         })
         .collect()
 }
 
-fn transactions(page: &Page, entries: Vec<store::Entry>) -> Vec<Transaction> {
+fn transactions(page: &Page, entries: Vec<store::Entry>, usage: &[UsageRow]) -> Vec<Transaction> {
     let amounts = Exact::signed(entries.iter().map(|entry| entry.amount));
     let balances = Exact::column(entries.iter().map(|entry| entry.balance_after));
     entries
@@ -209,7 +239,11 @@ fn transactions(page: &Page, entries: Vec<store::Entry>) -> Vec<Transaction> {
         .map(|(entry, (amount, balance))| Transaction {
             at: Instant::ago(entry.ts, page.now, &page.zone),
             what: kind(entry.kind),
-            note: entry.note.unwrap_or_default(),
+            // A debit says what it was for, if its request is among those at hand.
+            note: entry.note.unwrap_or_else(|| {
+                let request = usage.iter().find(|row| row.id == entry.reference);
+                request.map(|row| row.model.clone()).unwrap_or_default()
+            }),
             amount,
             balance,
         })

@@ -250,6 +250,33 @@ async fn alerts_are_set_and_tried_out_on_the_settings_and_the_log_follows() {
 }
 
 #[tokio::test]
+async fn decimals_are_chosen_for_cards_and_sentences_while_tables_keep_every_digit() {
+    let upstream = Upstream::start().await;
+    let proxy = start(&upstream).await;
+    let account = proxy.default_account();
+    account.chat("Hi").await.expect(200);
+    account.settled().await;
+    let plain = Plain::enter(&proxy).await;
+    let form = "zone=&shortcuts=1&decimals=";
+    let display = "/billing/default/settings/display";
+    for bad in ["1", "10", "x", "-2"] {
+        plain.post(display, &format!("{form}{bad}")).await.expect(400);
+    }
+    let browser = signed_in(&proxy, "default").await;
+    let balance = account.balance().await;
+    assert_eq!(balance, credits("99.99986"));
+    for (choice, shown) in [("2", "100.00"), ("9", "99.999860000"), ("", "99.9999")] {
+        plain.post(display, &format!("{form}{choice}")).await.expect(303);
+        browser.goto(&format!("{}/billing/default/wallet", proxy.admin_url())).await;
+        browser.until_text(".hero .figure data", |text| text == shown).await;
+        let value = browser.find(".hero .figure data").await.attr("value").await.unwrap();
+        assert_eq!(value, Some(balance.to_string()));
+        let exact = browser.text("#recent td[data-label=Balance] data").await;
+        assert_eq!(exact, "99.99986");
+    }
+}
+
+#[tokio::test]
 async fn exports_of_the_pages_are_the_bytes_of_the_command_line() {
     let upstream = Upstream::start().await;
     let proxy = start(&upstream).await;
@@ -294,7 +321,7 @@ async fn a_month_adds_up_and_heartbeats_are_on_the_wallet() {
     account.settled().await;
     let browser = signed_in(&proxy, "default").await;
     let card = browser.text("#heartbeats").await;
-    assert!(card.contains("4 in the last 24 hours, 0.8008 credits"), "{card}");
+    assert!(card.contains("4 in the last 24 hours cost 0.8008 credits"), "{card}");
     assert!(card.contains("light"), "{card}");
     picture(&browser, "wallet").await;
     browser.goto(&format!("{}/billing/default/heartbeats", proxy.admin_url())).await;

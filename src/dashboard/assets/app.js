@@ -40,6 +40,8 @@
   if (menu && matchMedia("(max-width: 820px)").matches) menu.open = false;
 
   // Live: a word that changes with the account is asked for; then the page is read again.
+  // A page that a form answered with is read again where it can be asked for.
+  const again = body.dataset.again ?? location.href;
   const PERIOD_MS = 3000;
   const FETCH_LIMIT_MS = 10000;
   const age = byId("age");
@@ -110,7 +112,7 @@
       if (answer.type === "opaqueredirect") { location.reload(); return; }
       if (!answer.ok) throw new Error(String(answer.status));
       const { version } = await answer.json();
-      if (version !== body.dataset.version) takeOver(await read(location.href));
+      if (version !== body.dataset.version) takeOver(await read(again));
       if (failed) say("Connected again");
       fresh = Date.now();
       failed = false;

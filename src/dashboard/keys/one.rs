@@ -4,17 +4,18 @@ use askama::Template;
 use axum::extract::{Path, State as Shared};
 use axum::response::Response;
 use serde::Deserialize;
-use serde_json::json;
 
 use super::fields::{Fields, Sent};
-use super::{Row, callable, made, new_id, rows, shown};
+use super::{Row, callable, cheapest, is_new_id, made_already, new_id, rows, shown};
 use crate::admin::extract::{Body, Target};
 use crate::admin::keys as api;
+use crate::admin::keys::CreatedKey;
+use crate::admin::trial::{self, Tried};
 use crate::dashboard::moment::Instant;
+use crate::dashboard::number::{Exact, duration};
 use crate::dashboard::page::{Page, Post, Shell};
 use crate::dashboard::{Failure, params::Params, see};
-use crate::store::{Key, Millis};
-use crate::time;
+use crate::store::Key;
 
 /// How long a key that is replaced may stay valid.
 const OVERLAPS: [(&str, &str); 5] = [
@@ -22,7 +23,7 @@ const OVERLAPS: [(&str, &str); 5] = [
     ("24h", "in a day"),
     ("7d", "in 7 days"),
     ("30d", "in 30 days"),
-    ("now", "at once"),
+    ("0s", "at once"),
 ];
 
 #[derive(Template)]
@@ -34,9 +35,38 @@ struct One {
     models: Vec<String>,
     overlaps: [(&'static str, &'static str); 5],
     id: String,
+    trial: TrialForm,
     is_saved: bool,
     here: String,
     keys: String,
+}
+
+/// The form that tries a key out, and what came of it.
+pub struct TrialForm {
+    /// Where it goes.
+    pub to: String,
+    /// The model that would be asked; empty if there is none.
+    pub model: String,
+    /// What came of the last one.
+    pub tried: Option<Tried>,
+    /// What it cost, every digit.
+    pub charge: Option<Exact>,
+    /// How long the reply took, in words.
+    pub took: String,
+}
+
+impl TrialForm {
+    /// That of a key.
+    pub fn of(page: &Page, key: &Key, tried: Option<Tried>) -> Self {
+        let took = tried.as_ref().map_or(0, |tried| tried.latency_ms);
+        Self {
+            to: format!("{}/{}/test", page.href("keys"), key.id),
+            model: cheapest(&page.state, key).unwrap_or_default(),
+            charge: tried.as_ref().and_then(|tried| tried.charge).map(Exact::one),
+            took: duration(u32::try_from(took).unwrap_or(u32::MAX)),
+            tried,
+        }
+    }
 }
 
 /// What became of a key that was replaced.
@@ -62,7 +92,12 @@ pub struct At {
 /// When there is no such key, or it has been revoked.
 pub async fn show(page: Page, Path(At { key }): Path<At>) -> Result<Response, Failure> {
     let key = find(&page, &key).await?;
+    one(page, key, None).await
+}
+
+async fn one(page: Page, key: Key, tried: Option<Tried>) -> Result<Response, Failure> {
     let fields = Fields::of(&key);
+    let trial = TrialForm::of(&page, &key, tried);
     let name = key.name.clone();
     let here = format!("{}/{}", page.href("keys"), key.id);
     let row = rows(&page, vec![key]).await?.remove(0);
@@ -74,6 +109,7 @@ pub async fn show(page: Page, Path(At { key }): Path<At>) -> Result<Response, Fa
         models: callable(&page.state),
         overlaps: OVERLAPS,
         id: new_id(),
+        trial,
         is_saved: Params::of(&page.path).get("saved").is_some(),
         here,
         keys: page.href("keys"),
@@ -108,6 +144,41 @@ pub async fn change(
     Ok(see(&format!("{here}?saved=1")))
 }
 
+/// What the form of a trial sends.
+#[derive(Debug, Deserialize)]
+pub struct TryForm {
+    /// The key itself: it is used once and kept nowhere.
+    secret: String,
+    /// `models` or `ask`.
+    what: String,
+    /// `made`: the page that shows a new key, which is then shown again.
+    #[serde(default)]
+    from: String,
+}
+
+/// Tries a key out by its secret, and shows what came of it on the page that asked.
+///
+/// # Errors
+///
+/// When there is no such key, or the secret is not its.
+pub async fn try_out(
+    page: Page,
+    Path(At { key }): Path<At>,
+    Post { form, .. }: Post<TryForm>,
+) -> Result<Response, Failure> {
+    let key = find(&page, &key).await?;
+    let model = match form.what.as_str() {
+        "ask" => cheapest(&page.state, &key),
+        _ => None,
+    };
+    let tried = trial::attempt(&page.state, &key, &form.secret, model).await?;
+    if form.from == "made" {
+        let again = CreatedKey { details: key, key: form.secret.trim().to_owned() };
+        return shown(&page, again, None, Some(tried)).await;
+    }
+    one(page, key, Some(tried)).await
+}
+
 /// What the form of a rotation sends.
 #[derive(Debug, Deserialize)]
 pub struct RotateForm {
@@ -129,43 +200,17 @@ pub async fn rotate(
     Post { form, .. }: Post<RotateForm>,
 ) -> Result<Response, Failure> {
     let old = find(&page, &key).await?;
-    let until = until(&form.overlap, &old, page.now)?;
-    let like = json!({ "name": old.name, "tag": old.tag, "models": old.models,
-        "rejection": old.rejection, "limits": old.limits,
-        "expires_at": old.expires_at.filter(|at| *at > page.now).map(time::rfc3339) });
-    let new = made(&page, form.id, like).await?;
-    let target = Target { account: page.account.clone(), key: old.id };
-    let state = Shared(page.state.clone());
-    let ended = match until {
-        None => api::revoke(state, target).await.map(drop),
-        // It ends by then in any case.
-        Some(at) if old.expires_at == Some(at) => Ok(()),
-        Some(at) => {
-            let patch = serde_json::from_value(json!({ "expires_at": time::rfc3339(at) }))
-                .map_err(|error| Failure::Internal(error.to_string()))?;
-            api::change(state, target, Body(patch)).await.map(drop)
-        }
-    };
+    let known = OVERLAPS.into_iter().find(|(value, _)| *value == form.overlap);
+    let (overlap, _) = known.ok_or_else(|| Failure::Invalid("There is no such overlap.".into()))?;
+    if !is_new_id(&form.id) {
+        return Err(Failure::Invalid("The form is not a whole one: open the page again.".into()));
+    }
+    let rotated = api::replace(&page.state, old, form.id, api::overlap(Some(overlap))?).await;
+    let rotated = rotated.map_err(made_already)?;
     let replaced = Replaced {
-        last4: old.last4,
-        until: until.map(|at| Instant::full(at, &page.zone)),
-        is_ended: ended.is_ok(),
+        last4: rotated.replaced.last4,
+        until: rotated.replaced.valid_until.map(|at| Instant::full(at, &page.zone)),
+        is_ended: rotated.replaced.is_ended,
     };
-    if let Err(error) = ended {
-        tracing::warn!(%error, "a key that was replaced could not be ended");
-    }
-    shown(&page, new, Some(replaced)).await
-}
-
-/// Until when a key stays valid that is replaced now; none: it is revoked at once. A key that
-/// ends before stays with that.
-fn until(overlap: &str, key: &Key, now: Millis) -> Result<Option<Millis>, Failure> {
-    if overlap == "now" {
-        return Ok(None);
-    }
-    let known = OVERLAPS.into_iter().find(|(value, _)| *value == overlap);
-    let wait = known.and_then(|(value, _)| time::parse_duration(value));
-    let wait = wait.ok_or_else(|| Failure::Invalid("There is no such overlap.".into()))?;
-    let at = time::after(now, wait);
-    Ok(Some(key.expires_at.map_or(at, |own| own.min(at))))
+    shown(&page, rotated.new, Some(replaced), None).await
 }

@@ -13,6 +13,8 @@ const LOOKED_AT: usize = 20_000;
 pub struct Head {
     /// Its name.
     pub title: &'static str,
+    /// What stands on the second line of its cells; may be empty.
+    pub under: &'static str,
     /// Whether it has figures.
     pub is_number: bool,
     /// Where it sorts, if it can.
@@ -68,25 +70,31 @@ impl Sort {
 
 /// The columns.
 pub fn heads(params: &Params, sort: Sort) -> Vec<Head> {
-    let plain = |title, is_number| Head { title, is_number, sort: None };
+    let plain = |title, is_number| Head { title, under: "", is_number, sort: None };
     let sorted = |title, is_number, by: Sort| {
         let href = match params.with(&[("sort", by.word())]) {
             query if query.is_empty() => "?".into(),
             query => query,
         };
-        Head { title, is_number, sort: Some(Tab { href, title, is_current: by == sort }) }
+        Head {
+            title,
+            under: "",
+            is_number,
+            sort: Some(Tab { href, title, is_current: by == sort }),
+        }
     };
+    let under = |under, head| Head { under, ..head };
     vec![
         sorted("Time", false, Sort::Time),
         plain("Model", false),
-        plain("Key", false),
+        under("tag", plain("Key", false)),
         plain("Input", true),
         plain("Cached", true),
         plain("Written", true),
-        sorted("Output", true, Sort::Output),
+        under("(reasoning)", sorted("Output", true, Sort::Output)),
         sorted("Cost", true, Sort::Cost),
-        sorted("Time taken", true, Sort::Duration),
-        plain("Result", false),
+        under("first token", sorted("Time taken", true, Sort::Duration)),
+        under("source", plain("Result", false)),
     ]
 }
 

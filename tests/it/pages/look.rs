@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use crate::support::browser::Browser;
 
-/// Widths of phones, tablets and desks; 640 is a desk's window of 1280 at a zoom of 200 %.
-pub const WIDTHS: [u32; 5] = [320, 360, 640, 768, 1280];
+/// Widths of phones, tablets and desks. 640 is a desk's window of 1280 at a zoom of 200 %, 900 the
+/// narrowest that has the menu at its side.
+pub const WIDTHS: [u32; 6] = [320, 360, 640, 768, 900, 1280];
 
 /// What sticks out of the window sideways, and text that is cut off.
 const MISFITS: &str = "
@@ -48,6 +49,16 @@ pub async fn keep_pictures(browser: &Browser, what: &str) {
         std::fs::write(folder.join(format!("{}-{width}.png", words.join("-"))), picture).unwrap();
     }
     browser.resize(1280, 900).await;
+}
+
+/// Keeps a picture of what a window shows at first, for the README.
+pub async fn keep_for_readme(browser: &Browser, name: &str) {
+    let Some(folder) = std::env::var_os("FAREBOX_SCREENSHOTS").map(PathBuf::from) else { return };
+    std::fs::create_dir_all(&folder).unwrap();
+    browser.eval("document.documentElement.dataset.theme = 'light'", json!(null)).await;
+    browser.resize(1280, 1000).await;
+    let picture = browser.client.screenshot().await.unwrap();
+    std::fs::write(folder.join(format!("readme-{name}.png")), picture).unwrap();
 }
 
 /// What was found wrong, each with the page on which it was.

@@ -3,7 +3,7 @@
 use farebox::dashboard::{Area, PAGES};
 use serde_json::json;
 
-use super::look::Faults;
+use super::look::{Faults, keep_for_readme};
 use super::world::{STATES, World};
 use crate::support::browser::Browser;
 use crate::support::until;
@@ -22,7 +22,7 @@ pub fn pages() -> Vec<String> {
 }
 
 /// What stands above a page, what is left, and whether anything could not be said.
-const SEEN: &str = "
+pub const SEEN: &str = "
     const titles = [...document.querySelectorAll('#banner .banner strong')];
     return [titles.map((one) => one.textContent),
         document.querySelector('.glance-balance data').value,
@@ -64,6 +64,12 @@ async fn no_page_breaks_a_rule_of_accessibility_in_light_or_dark() {
     }
     faults.assert_none();
     world.assert_no_reports();
+    world.enter(&browser, "normal").await;
+    for page in ["wallet", "usage"] {
+        world.open(&browser, "normal", page).await;
+        browser.find("#age.live").await;
+        keep_for_readme(&browser, page).await;
+    }
 }
 
 /// The operator's pages, and those that are shown to nobody in particular.

@@ -169,7 +169,10 @@ async fn month(history: &History, account: &str, now: i64, charge: &str) {
             reasoning: 200,
             ..Usage::default()
         };
-        request.attribution.tag = (key == "c").then(|| "heartbeat".into());
+        if key == "c" {
+            request.attribution.tag = Some("heartbeat".into());
+            request.attribution.origin = Some("heartbeat".into());
+        }
         if n % 17 == 3 {
             (request.outcome, request.source) = (Outcome::ClientClosed, Source::Drained);
         }
