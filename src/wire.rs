@@ -6,6 +6,7 @@
 
 pub mod attribution;
 pub mod estimate;
+pub mod hello;
 pub mod http1;
 pub mod json;
 pub mod meter;

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State as Shared;
 use reqwest::{RequestBuilder, Response, Url};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::error::ErrorBody;
@@ -16,11 +16,10 @@ use super::{Error, State};
 use crate::billing::Credits;
 use crate::key::KeyHash;
 use crate::store::Key;
+use crate::wire::hello;
 
 /// Longest wait for the proxy, and for the model behind it.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What an answer may cost in tokens: enough for a model that reasons first.
-const ANSWER_TOKENS: u32 = 64;
 /// What is read of a reply's text where it is no error of ours, in characters.
 const SAID_CHARS: usize = 200;
 
@@ -123,10 +122,9 @@ pub async fn attempt(
     };
     let request = match &tried.model {
         None => client.get(format!("{base}/models")),
-        Some(model) => client.post(format!("{base}/chat/completions")).json(&json!({
-            "model": model, "max_completion_tokens": ANSWER_TOKENS,
-            "messages": [{ "role": "user", "content": "Say hello." }],
-        })),
+        Some(model) => {
+            client.post(format!("{base}/chat/completions")).json(&hello::question(model))
+        }
     };
     call(request.bearer_auth(secret), &mut tried).await;
     Ok(tried)
@@ -181,12 +179,12 @@ async fn read(reply: Response, tried: &mut Tried) {
     }
     tried.works = true;
     tried.message = match (&tried.model, body["data"].as_array()) {
-        (Some(model), _) => match body["choices"][0]["message"]["content"].as_str() {
-            Some(said) if !said.trim().is_empty() => {
-                let said: String = said.trim().chars().take(SAID_CHARS).collect();
+        (Some(model), _) => match hello::answer(&body) {
+            Some(said) => {
+                let said: String = said.chars().take(SAID_CHARS).collect();
                 format!("{model} answered: “{}”", said.trim_end())
             }
-            _ => format!("{model} answered, without any text."),
+            None => format!("{model} answered, without any text."),
         },
         (None, Some(models)) => {
             let count = models.len();
