@@ -148,7 +148,8 @@ async fn history() -> Left {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         files.insert(name, std::fs::read(path).unwrap());
     }
-    let grows = files.keys().find(|name| name.ends_with(".incr.aof")).unwrap().clone();
+    // The last, if the one before is not put away yet.
+    let grows = files.keys().filter(|name| name.ends_with(".incr.aof")).max().unwrap().clone();
     Left { files, grows, journal: dir, charges, now }
 }
 
