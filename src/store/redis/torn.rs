@@ -7,10 +7,17 @@
 //! Whoever connects to a process that none of us knows asks it to begin a new one, before
 //! anything else.
 
+use std::time::Duration;
+
 use super::OpenError;
 use super::check::{Unready, field, text};
 use super::link::{Away, Conn, Link};
 use super::reply;
+
+/// How often we look whether a new file is begun, and the time between two looks. Who waits for
+/// longer is told so, and comes again.
+const LOOKS: u32 = 40;
+const PAUSE: Duration = Duration::from_millis(50);
 
 impl Link {
     /// Lets each server begin a new file, unless that was done since it was started.
@@ -50,11 +57,20 @@ impl Link {
             }
             Err(away) => return Err(away.into()),
         }
-        // It waits for another that is being written, and until then the old one grows.
-        let infos = self.ask_each_master(conn, &info).await?;
-        if infos.iter().any(|info| field(&text(info), "aof_rewrite_scheduled") == Some("1")) {
-            let why = format!("the store {} is busy saving its data", self.vet().address);
-            return Err(Unready::Away(why));
+        // It waits for a copy that is being written, such as for a replica, and until then the old
+        // file grows.
+        let mut looks = 0;
+        loop {
+            let infos = self.ask_each_master(conn, &info).await?;
+            if !infos.iter().any(|info| field(&text(info), "aof_rewrite_scheduled") == Some("1")) {
+                break;
+            }
+            if looks == LOOKS {
+                let why = format!("the store {} is busy saving its data", self.vet().address);
+                return Err(Unready::Away(why));
+            }
+            looks += 1;
+            tokio::time::sleep(PAUSE).await;
         }
         let mut set = redis::cmd("SET");
         set.arg(&self.vet().files).arg(runs);
