@@ -111,16 +111,24 @@ impl Query<'_> {
             self.sum_hours("hour", hours)?
         };
         let mut sums = Sums::default();
-        let mut single_rows = vec![before, after];
         for (hour, part) in parts {
-            let range = hour * HOUR_MS..(hour + 1) * HOUR_MS;
-            let day = day_of(zone, range.start);
-            if day == day_of(zone, range.end - 1) {
-                sums.add(&day, &part);
-            } else {
-                single_rows.push(range);
+            let (begins, ends) = (hour * HOUR_MS, (hour + 1) * HOUR_MS);
+            let day = day_of(zone, ends - 1);
+            sums.add(&day, &part);
+            if day == day_of(zone, begins) {
+                continue;
+            }
+            // Up to where the day begins they are of the one before, as far as rows are there:
+            // of hours that were trimmed the sums are all there is.
+            for (ts, part) in self.sum_rows::<Millis>("ts", begins..ends)? {
+                let of = day_of(zone, ts);
+                if of != day {
+                    sums.take(&day, &part);
+                    sums.add(&of, &part);
+                }
             }
         }
+        let single_rows = [before, after];
         for range in single_rows {
             for (ts, part) in self.sum_rows::<Millis>("ts", range)? {
                 sums.add(&day_of(zone, ts), &part);

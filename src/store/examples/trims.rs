@@ -154,3 +154,20 @@ async fn a_millisecond_in_which_very_much_happened_is_trimmed_as_one() {
     assert_eq!((violations.len(), tally.trimmed, tally.entries), (0, 1501, 1));
     assert_eq!(bench.balance().await, "2.5");
 }
+
+/// A day of this zone begins within an hour, of which only the sum is left.
+#[tokio::test]
+async fn the_days_of_any_zone_add_up_when_their_requests_are_trimmed() {
+    let bench = Bench::with("9").await;
+    let begins = START - START.rem_euclid(DAY) + 18 * HOUR_MS + 15 * 60_000;
+    for (id, at) in [("eve", begins - 1), ("morn", begins), ("next", begins + DAY)] {
+        bench.set_clock(at);
+        bench.settle(id, "1").await.unwrap();
+    }
+    bench.set_clock(begins + 40 * DAY);
+    bench.store.trim(&account(), begins + HOUR_MS).await.unwrap();
+    let zone = jiff::tz::TimeZone::get("Asia/Kathmandu").unwrap();
+    let days = bench.store.summary(&account(), UsageFilter::default(), Group::Day, zone).await;
+    let charges: Vec<_> = days.unwrap().into_iter().map(|day| day.charge).collect();
+    assert_eq!(charges, ["2", "1"].map(credits), "the trimmed hour is of the day it ends in");
+}
