@@ -54,9 +54,11 @@ async fn assert_each_by_its_version(
     proxy: &Proxy,
     inputs: &HashMap<String, &'static str>,
 ) -> HashSet<Credits> {
+    // Who asks waits until what was answered is booked; who reads the file does not.
+    let rows = account.usage().await;
     let versions = price_versions(&proxy.store());
     let mut used = HashSet::new();
-    for row in account.usage().await {
+    for row in rows {
         let input = inputs[&versions[&row.id]];
         let rates = Rates { input, ..PLAIN };
         let charge = round(rates.pico(&row.counts(), Audio::default()));
