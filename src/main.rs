@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-/// A request makes some eighty small allocations, and those of a debit end on another thread.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     farebox::cli::run(farebox::commands::HOST)
 }

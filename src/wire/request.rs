@@ -10,8 +10,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use aho_corasick::AhoCorasick;
 use bytes::Bytes;
+use memchr::memmem::Finder;
 
 use self::known::Known;
 use super::json::{self, Field};
@@ -301,10 +301,10 @@ impl Request {
     /// Whether there may be audio or images in the input, or be asked for: a body that has none
     /// of these words, also not spelt with escapes, has none of these.
     pub fn may_have_media(&self) -> bool {
-        // All in one pass.
-        static WORDS: LazyLock<Option<AhoCorasick>> =
-            LazyLock::new(|| AhoCorasick::new(["audio", "image", "video", "\\u00"]).ok());
-        WORDS.as_ref().is_none_or(|words| words.is_match(&*self.body))
+        // One search each is faster than one for all: each is done in vectors.
+        static WORDS: LazyLock<[Finder<'static>; 4]> =
+            LazyLock::new(|| ["audio", "image", "video", "\\u00"].map(Finder::new));
+        WORDS.iter().any(|word| word.find(&self.body).is_some())
     }
 }
 
