@@ -184,8 +184,11 @@ async fn a_debit_that_finds_the_database_s_disk_full_is_answered_and_kept_until_
     let bench = Bench::with("1").await;
     bench.admit("one").await.unwrap();
     let has_room = Arc::new(AtomicBool::new(false));
+    // In one batch, which is tried again and again.
+    let pause = bench.pause().await;
     squeeze(&bench, &has_room);
     assert_eq!(bench.store.settle(large("one")).await.unwrap(), settled("0.7"));
+    drop(pause);
     eventually("not ready", async || bench.store.ready().await.is_err()).await;
     assert_eq!(bench.as_if_killed().await.balance().await, "0.7");
     has_room.store(true, Ordering::SeqCst);
