@@ -103,6 +103,7 @@ impl Writer {
             db,
             shelf: Shelf::default(),
             memory: memory.clone(),
+            now: clock(),
             clock,
             desk: desk.clone(),
             waiting: VecDeque::new(),
@@ -292,6 +293,9 @@ struct Pen {
     shelf: Shelf,
     memory: Arc<Memory>,
     clock: Clock,
+    /// Of what waits: when it was taken. A debit that came by then is booked as of its own
+    /// time, so nothing that is later may be done before those that come now.
+    now: Millis,
     desk: Arc<Desk>,
     waiting: VecDeque<Box<dyn Job>>,
     /// Operations to commit alone, because one of them made a batch fail.
@@ -380,6 +384,7 @@ impl Pen {
         inbox.gathers_since = None;
         let closing = std::mem::take(&mut inbox.closing);
         let is_abandoned = inbox.is_abandoned;
+        self.now = (self.clock)();
         drop(inbox);
         for job in jobs {
             self.take(job);
@@ -425,7 +430,7 @@ impl Pen {
         if self.outage.is_some() {
             return;
         }
-        match Sweep::due(&self.db, &self.memory, (self.clock)()) {
+        match Sweep::due(&self.db, &self.memory, self.now) {
             Ok(None) => {}
             Ok(Some(operation)) => {
                 let job = self.own(operation);
@@ -494,7 +499,6 @@ impl Pen {
 
     /// Applies the next operations in one transaction.
     fn apply(&mut self, size: usize) -> Result<(), Failure> {
-        let now = (self.clock)();
         let transaction = self
             .db
             .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -504,7 +508,7 @@ impl Pen {
         }
         let step = Step::new(&transaction, &mut self.shelf);
         for job in self.waiting.iter_mut().take(size) {
-            job.apply(&step, now).map_err(Failure::of_operation)?;
+            job.apply(&step, self.now).map_err(Failure::of_operation)?;
         }
         step.finish().map_err(Failure::of_operation)?;
         transaction.commit().map_err(Failure::Disk)

@@ -8,10 +8,11 @@ use std::thread;
 
 use tokio::runtime::Builder;
 
-use super::faults::{eventually, flights, large, pause, squeeze};
+use super::faults::{eventually, flights, large, pause, pause_after_all, squeeze};
 use super::*;
 use crate::store::embedded::copy::beside;
 use crate::store::embedded::debits::{ENDS, record};
+use crate::store::embedded::operations::AllBefore;
 use crate::store::embedded::shelf::Step;
 use crate::store::embedded::writer::Operation;
 use crate::store::{LimitsChange, Status};
@@ -101,6 +102,28 @@ async fn what_was_answered_is_booked_after_the_death_of_the_process_as_of_its_ow
     let again = after.reopened().await;
     assert_eq!(again.balance().await, "0.6");
     assert_sound(&again.path());
+}
+
+#[tokio::test]
+async fn what_ends_after_a_debit_is_never_written_off_before_it() {
+    let bench = Bench::with("1").await;
+    let first = bench.pause().await;
+    bench.admit("one").await.unwrap();
+    // What is written in the second commit after that, and sees what has ended.
+    let (second, begun) = pause_after_all(&bench);
+    for _ in 0..512 {
+        drop(bench.store.writer.submit(AllBefore::<true>));
+    }
+    let granted = bench.store.grant(granting(Kind::Topup, "two", "5"));
+    drop(first);
+    begun.recv().unwrap();
+    bench.settle("one", "0.4").await.unwrap();
+    bench.set_clock(START + 400 * 86_400_000);
+    drop(second);
+    granted.await.unwrap();
+    let kinds: Vec<_> = bench.entries().await.iter().rev().map(|entry| entry.kind).collect();
+    assert_eq!(kinds[..3], [Kind::Topup, Kind::Topup, Kind::DebitAi]);
+    bench.assert_sound().await;
 }
 
 #[tokio::test]

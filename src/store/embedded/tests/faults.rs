@@ -39,11 +39,18 @@ impl Operation for Wait {
 
 /// The writer waits from now until what this returns is dropped.
 pub(super) fn pause(bench: &Bench) -> mpsc::Sender<()> {
+    let (end, begun) = pause_after_all(bench);
+    begun.recv().unwrap();
+    end
+}
+
+/// The writer waits, once it has done all that it was given, until the first is dropped. The
+/// second says that it does.
+pub(super) fn pause_after_all(bench: &Bench) -> (mpsc::Sender<()>, mpsc::Receiver<()>) {
     let (has_begun, begun) = mpsc::channel();
     let (end, may_end) = mpsc::channel();
     drop(bench.store.writer.submit(Wait { has_begun, may_end: Mutex::new(may_end) }));
-    begun.recv().unwrap();
-    end
+    (end, begun)
 }
 
 /// Leaves the database no page to grow by, until there is room.

@@ -361,7 +361,7 @@ fn both_stores_and_the_rules_say_the_same_over_many_histories() {
     // All of them end, also where one has failed, or their server would outlive the test.
     let ended: Vec<_> = threads.into_iter().map(std::thread::JoinHandle::join).collect();
     for thread in ended {
-        thread.unwrap();
+        thread.unwrap_or_else(|failure| std::panic::resume_unwind(failure));
     }
     println!(
         "{} entries in {} histories",
