@@ -3,19 +3,21 @@
 //! A new table replaces the old one whole, or not at all. A running request keeps the
 //! `Arc` of the model that it was admitted with, and so its price.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tracing::{info, warn};
 
-use crate::billing::price::PriceTable;
 use crate::billing::price::problem::{Problem, Severity, render};
+use crate::billing::price::{Model, PriceTable};
 
 /// The table that is part of the program, for when no file is given.
 pub const BUILT_IN: &str = include_str!("../pricing.toml");
@@ -23,6 +25,8 @@ pub const BUILT_IN: &str = include_str!("../pricing.toml");
 /// How often the file is looked at. Polled, because watches get lost on mounts and on
 /// files that are replaced.
 const POLL: Duration = Duration::from_secs(2);
+/// The priority ("nice") of a thread that nobody waits for.
+const POLITE: i32 = 10;
 
 /// The prices in force.
 #[derive(Debug)]
@@ -31,6 +35,8 @@ pub struct Prices {
     /// The file as it was just before it was first read.
     loaded: Stamp,
     table: ArcSwap<PriceTable>,
+    /// Held while the file is read again, so that who read it last is in force.
+    reloading: Mutex<()>,
 }
 
 /// Why there are no new prices. Its text is for the operator, over several lines.
@@ -86,7 +92,8 @@ impl Prices {
     pub fn load(path: Option<&Path>) -> Result<Self, PricesError> {
         let loaded = path.and_then(|path| stamp(std::fs::metadata(path)));
         let table = ArcSwap::from_pointee(read(path)?);
-        Ok(Self { path: path.map(Path::to_owned), loaded, table })
+        let path = path.map(Path::to_owned);
+        Ok(Self { path, loaded, table, reloading: Mutex::default() })
     }
 
     /// The table in force now.
@@ -100,17 +107,18 @@ impl Prices {
     ///
     /// [`PricesError`]; the old prices then stay in force.
     pub fn reload(&self) -> Result<Difference, PricesError> {
+        let _reloading = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let new = Arc::new(read(self.path.as_deref())?);
         let old = self.table.swap(Arc::clone(&new));
         Ok(Difference::between(&old, &new))
     }
 
     /// Reloads whenever the file has changed, for as long as it is polled; errors are logged.
-    pub async fn watch(&self) {
+    pub async fn watch(self: &Arc<Self>) {
         self.watch_every(POLL).await;
     }
 
-    async fn watch_every(&self, pause: Duration) {
+    async fn watch_every(self: &Arc<Self>, pause: Duration) {
         let Some(path) = &self.path else { return };
         let mut watched = Watched { loaded: self.loaded, last: self.loaded };
         loop {
@@ -121,35 +129,58 @@ impl Prices {
         }
     }
 
-    /// Reloads, as on SIGHUP, and logs what became of it.
-    pub fn reload_and_log(&self) {
-        match self.reload() {
-            Ok(difference) => info!(
-                version = %self.table().version,
-                added = ?difference.added,
-                removed = ?difference.removed,
-                changed = ?difference.changed,
-                "prices read again",
-            ),
-            Err(error) => warn!("prices stay as they were: {error}"),
+    /// Reloads, as on SIGHUP, and logs what became of it. Returns at once: thousands of prices
+    /// are read on a thread that gives way to those that serve.
+    pub fn reload_and_log(self: &Arc<Self>) {
+        let prices = Arc::clone(self);
+        let reload = move || {
+            // Of this thread alone. Without it only the reading is less polite.
+            let _ = rustix::process::setpriority_process(None, POLITE);
+            match prices.reload() {
+                Ok(Difference { added, removed, changed }) => info!(
+                    version = %prices.table().version,
+                    added = %Names(&added),
+                    removed = %Names(&removed),
+                    changed = %Names(&changed),
+                    "prices read again",
+                ),
+                Err(error) => warn!("prices stay as they were: {error}"),
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("prices".into()).spawn(reload) {
+            warn!("prices stay as they were, for want of a thread: {error}");
+        }
+    }
+}
+
+/// Names in a line of the log, which thousands would flood.
+struct Names<'a>(&'a [String]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = &self.0[..self.0.len().min(20)];
+        write!(f, "{}", shown.join(", "))?;
+        match self.0.len() - shown.len() {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
         }
     }
 }
 
 impl Difference {
     fn between(old: &PriceTable, new: &PriceTable) -> Self {
-        let entry = |table: &PriceTable, name: &str| {
-            table.models.iter().find(|model| model.name == name).cloned()
+        let by_name = |table: &PriceTable| -> HashMap<String, Arc<Model>> {
+            table.models.iter().map(|model| (model.name.clone(), Arc::clone(model))).collect()
         };
-        let mut difference = Self::default();
+        let (mut before, mut difference) = (by_name(old), Self::default());
         for model in &new.models {
-            match entry(old, &model.name) {
+            match before.remove(&model.name) {
                 None => difference.added.push(model.name.clone()),
                 Some(before) if before != *model => difference.changed.push(model.name.clone()),
                 Some(_) => {}
             }
         }
-        let removed = old.models.iter().filter(|model| entry(new, &model.name).is_none());
+        let removed = old.models.iter().filter(|model| before.contains_key(&model.name));
         difference.removed = removed.map(|model| model.name.clone()).collect();
         difference
     }
@@ -213,7 +244,7 @@ impl Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::billing::price::{Model, Rate, Rates, Tier};
+    use crate::billing::price::{Rate, Rates, Tier};
 
     const GROK: &str = "[models.grok]\nupstream = \"xai\"\ninput = \"3\"\noutput = \"15\"\n";
     const GPT: &str = "[models.gpt]\nupstream = \"openai\"\ninput = \"2\"\noutput = \"8\"\n";
@@ -243,6 +274,15 @@ mod tests {
         assert_eq!(input(&admitted), "3");
         assert_eq!(input(prices.table().find("grok").unwrap()), "4");
         assert_eq!(prices.reload().unwrap(), Difference::default());
+    }
+
+    #[test]
+    fn a_line_of_the_log_names_twenty_models_and_counts_the_rest() {
+        let names = |count: usize| (1..=count).map(|n| format!("m{n}")).collect::<Vec<_>>();
+        assert_eq!(Names(&names(0)).to_string(), "");
+        assert_eq!(Names(&names(3)).to_string(), "m1, m2, m3");
+        assert!(Names(&names(20)).to_string().ends_with(", m20"));
+        assert!(Names(&names(4500)).to_string().ends_with(", m20 and 4480 more"));
     }
 
     #[test]
