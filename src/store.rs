@@ -29,8 +29,10 @@ pub mod embedded;
 #[cfg(test)]
 mod examples;
 mod fingerprint;
+pub mod home;
 pub mod journal;
 mod limits;
+mod pace;
 pub mod redis;
 mod sums;
 
@@ -690,9 +692,6 @@ pub trait Store: Send + Sync + 'static {
     ) -> Answer<'_, Result<Admitted, Refused>>;
     /// Gives the place back; nothing is charged.
     fn release(&self, account: &AccountId, request: &str);
-    /// What is ready may be answered now, by this thread. One that serves clients calls it each
-    /// time before it sleeps.
-    fn idle(&self) {}
     /// Debit, ledger entry, usage row and daily totals in one step, and the place given back.
     ///
     /// A charge of zero writes the usage row and an entry of zero only if `outcome` is

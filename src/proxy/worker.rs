@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::Context;
 use super::listen::{Place, serve_all};
+use crate::store::home;
 
 /// How often connections to upstreams that wait for nothing are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -98,11 +99,8 @@ impl Workers {
 
 impl Worker {
     fn start(ctx: &Arc<Context>, place: usize) -> io::Result<Self> {
-        let store = Arc::clone(&ctx.store);
         let runtime = Builder::new_current_thread()
             .enable_all()
-            // Debits that were synced meanwhile are answered here, all together.
-            .on_thread_park(move || store.idle())
             .max_blocking_threads(BLOCKING_THREADS)
             .build()?;
         let (connections, accepted) = mpsc::unbounded_channel();
@@ -111,6 +109,7 @@ impl Worker {
         std::thread::Builder::new().name(format!("proxy-{place}")).spawn(move || {
             PLACE.set(place);
             runtime.block_on(async {
+                tokio::spawn(home::serve());
                 tokio::select! {
                     () = serve_all(&ctx, accepted) => {}
                     () = sweep(&ctx) => {}

@@ -435,10 +435,6 @@ impl Store for Embedded {
         }
     }
 
-    fn idle(&self) {
-        self.debits.answer_here();
-    }
-
     fn settle(&self, settlement: Settlement) -> Answer<'_, Settled> {
         let now = (self.clock)();
         let Some((balance, counted)) = self.memory.live.charge(&settlement, now) else {

@@ -158,7 +158,7 @@ impl Journal {
     fn keep(&self, operation: Operation) -> Answer<'static, Taken> {
         let shared = Arc::clone(&self.shared);
         let (seq, at) = (shared.next_seq(), crate::time::now());
-        let line = Line::Operation { seq, at, taken: false, operation: operation.clone() };
+        let line = Line::Operation { seq, at, taken: false, operation: &operation };
         let durable = shared.log.append(line);
         let operation = Arc::new(operation);
         let kept = Some(Arc::clone(&operation));
@@ -170,7 +170,7 @@ impl Journal {
                 return shared.first_safe(durable, taken).await;
             }
             flight.arrived();
-            shared.log.note(Line::Ended(vec![seq]));
+            shared.log.note(Line::<()>::Ended(vec![seq]));
             if answer.is_ok() {
                 // If the disk fails the store has it all the same.
                 tokio::select! {

@@ -10,7 +10,6 @@
 //! Where a debit must be on the disk before it is answered, a thread appends all that wait,
 //! syncs once and answers each. Otherwise who settles appends at once, and nobody waits.
 
-use std::cell::OnceCell;
 use std::fs::{self, File, OpenOptions};
 use std::future::ready;
 use std::io;
@@ -18,13 +17,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-
-use tokio::sync::oneshot;
+use std::time::Instant;
 
 use super::Synchronous;
 use super::copy::beside;
 use super::file::{self, OpenError};
+use crate::store::home::{Reply, Round};
 use crate::store::journal::frame::{self, Tail};
+use crate::store::pace::{GATHER, Pace};
 use crate::store::{Answer, Millis, Settlement, StoreError};
 
 pub(super) mod record;
@@ -37,16 +37,6 @@ pub(super) const ENDS: [&str; 2] = ["-debits-0", "-debits-1"];
 const LONG: u64 = 4 << 20;
 /// Debits of one write and one sync.
 const BATCH: usize = 512;
-
-thread_local! {
-    /// Of a thread that serves clients.
-    static HOME: OnceCell<Arc<Home>> = const { OnceCell::new() };
-}
-
-/// What is to be answered on a thread that serves clients: each answer from outside would wake
-/// it anew.
-#[derive(Default)]
-struct Home(Mutex<Vec<(oneshot::Sender<Logged>, Logged)>>);
 
 /// Whether a debit is in the log. Otherwise it is safe only once it is booked.
 type Logged = Result<(), StoreError>;
@@ -93,13 +83,14 @@ struct Log {
 #[derive(Default)]
 struct Inbox {
     waiting: Vec<Waiting>,
+    /// Of those that wait, so many wake the thread.
+    crowd: usize,
     is_closed: bool,
 }
 
 struct Waiting {
     payload: Vec<u8>,
-    reply: oneshot::Sender<Logged>,
-    home: Option<Arc<Home>>,
+    reply: Reply<Logged>,
 }
 
 impl Debits {
@@ -154,31 +145,19 @@ impl Debits {
             let mut log = self.shared.log();
             return Box::pin(ready(log.append(&self.shared.files, [&payload[..]])));
         }
-        let (reply, receiver) = oneshot::channel();
-        let home = HOME.with(|home| home.get().cloned());
+        let (reply, receiver) = Reply::new();
         let mut inbox = self.shared.inbox();
         if !inbox.is_closed {
-            inbox.waiting.push(Waiting { payload, reply, home });
+            inbox.waiting.push(Waiting { payload, reply });
         }
-        let is_first = inbox.waiting.len() == 1;
+        let waiting = inbox.waiting.len();
+        let is_due = waiting == 1 || waiting == inbox.crowd;
         drop(inbox);
-        if is_first {
+        if is_due {
             self.shared.bell.notify_one();
         }
         let ended = |_| StoreError::Unavailable("the store is closed".into());
         Box::pin(async move { receiver.await.map_err(ended)? })
-    }
-
-    /// Answers what was appended for this thread, which serves clients and is about to sleep. A
-    /// thread that calls this once must call it every time.
-    pub(super) fn answer_here(&self) {
-        HOME.with(|home| {
-            let here = std::mem::take(&mut *home.get_or_init(Arc::default).answers());
-            for (reply, logged) in here {
-                // Whoever does not wait any more has its debit all the same.
-                let _ = reply.send(logged);
-            }
-        });
     }
 
     /// Lets the other file have its turn if this one is long, or holds anything and nothing
@@ -214,12 +193,6 @@ impl Debits {
     }
 }
 
-impl Home {
-    fn answers(&self) -> MutexGuard<'_, Vec<(oneshot::Sender<Logged>, Logged)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Shared {
     fn log(&self) -> MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
@@ -231,6 +204,7 @@ impl Shared {
 
     /// The thread that syncs.
     fn run(&self) {
+        let mut pace = Pace::new();
         loop {
             let mut inbox = self.inbox();
             while inbox.waiting.is_empty() && !inbox.is_closed {
@@ -239,12 +213,28 @@ impl Shared {
             if inbox.waiting.is_empty() {
                 return;
             }
+            let mut inbox = self.gather(inbox);
             let size = inbox.waiting.len().min(BATCH);
             let waiting: Vec<Waiting> = inbox.waiting.drain(..size).collect();
+            pace.count(size, Instant::now());
+            inbox.crowd = pace.crowd().min(BATCH);
             drop(inbox);
             let logged = self.append_and_sync(&waiting);
             answer(waiting, &logged);
         }
+    }
+
+    /// Waits until as many wait as come in [`GATHER`], or for so long.
+    fn gather<'a>(&self, mut inbox: MutexGuard<'a, Inbox>) -> MutexGuard<'a, Inbox> {
+        let since = Instant::now();
+        while inbox.waiting.len() < inbox.crowd && !inbox.is_closed {
+            let left = GATHER.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            inbox = self.bell.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        inbox
     }
 
     fn append_and_sync(&self, waiting: &[Waiting]) -> Logged {
@@ -300,32 +290,11 @@ fn unlogged(error: &io::Error) -> StoreError {
     StoreError::Unavailable(format!("the log of debits cannot be written: {error}"))
 }
 
-/// Answers what was appended. What came from a thread that serves clients is put down there,
-/// but for the last, which is answered from here and so wakes the thread: who submits there
-/// waits at once, or not at all.
+/// Answers what was appended, or was not.
 fn answer(waiting: Vec<Waiting>, logged: &Logged) {
-    let copy = || match logged {
-        Ok(()) => Ok(()),
-        Err(error) => Err(StoreError::Unavailable(error.to_string())),
-    };
-    let mut homes: Vec<Arc<Home>> = Vec::new();
-    for Waiting { reply, home, .. } in waiting {
-        let Some(home) = home else {
-            let _ = reply.send(copy());
-            continue;
-        };
-        home.answers().push((reply, copy()));
-        if !homes.iter().any(|known| Arc::ptr_eq(known, &home)) {
-            homes.push(home);
-        }
-    }
-    for home in homes {
-        loop {
-            let last = home.answers().pop();
-            if last.is_none_or(|(reply, logged)| reply.send(logged).is_ok()) {
-                break;
-            }
-        }
+    let mut round = Round::default();
+    for Waiting { reply, .. } in waiting {
+        round.give(reply, logged.clone());
     }
 }
 

@@ -33,7 +33,7 @@ use crate::store::{Millis, StoreError};
 /// Operations of one commit.
 const BATCH: usize = 512;
 /// How long a debit that is in the log may wait for others.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(40);
 /// How often running requests and what is due are looked at.
 const TICK: Duration = Duration::from_millis(500);
 /// The first wait after a failed commit; it doubles up to the last.

@@ -13,11 +13,14 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
 use super::frame::{self, Tail};
-use super::record::{Line, Operation};
+use super::record::{Line, Operation, Written};
 use crate::store::Millis;
+use crate::store::home::{Reply, Round};
+use crate::store::pace::{GATHER, Pace};
 
 /// Lines of one frame.
 const BATCH: usize = 512;
@@ -112,7 +115,7 @@ pub struct Log {
 }
 
 enum Message {
-    Line(Box<Line>, Option<oneshot::Sender<()>>),
+    Line(Written, Option<Reply<()>>),
     Close(oneshot::Sender<Result<(), String>>),
 }
 
@@ -194,6 +197,7 @@ impl Log {
             waiting: VecDeque::new(),
             failing,
             retry: None,
+            pace: Pace::new(),
         };
         thread::Builder::new()
             .name("journal".into())
@@ -203,16 +207,16 @@ impl Log {
     }
 
     /// Hands a line over; answered once it is on disk. A failure of the disk only delays that.
-    pub fn append(&self, line: Line) -> oneshot::Receiver<()> {
-        let (reply, receiver) = oneshot::channel();
+    pub fn append<O: Serialize>(&self, line: Line<O>) -> oneshot::Receiver<()> {
+        let (reply, receiver) = Reply::new();
         // The thread only ends when it is told to; then nobody is answered any more.
-        let _ = self.lines.send(Message::Line(Box::new(line), Some(reply)));
+        let _ = self.lines.send(Message::Line(line.write(), Some(reply)));
         receiver
     }
 
     /// Hands over a line that nobody waits for.
-    pub fn note(&self, line: Line) {
-        let _ = self.lines.send(Message::Line(Box::new(line), None));
+    pub fn note<O: Serialize>(&self, line: Line<O>) {
+        let _ = self.lines.send(Message::Line(line.write(), None));
     }
 
     /// Why it cannot be written now, if so; tells of changes.
@@ -314,7 +318,7 @@ struct Segment {
     newest: Millis,
 }
 
-type Waiting = (Box<Line>, Option<oneshot::Sender<()>>);
+type Waiting = (Written, Option<Reply<()>>);
 
 struct Writer {
     _lock: File,
@@ -330,6 +334,7 @@ struct Writer {
     waiting: VecDeque<Waiting>,
     failing: watch::Sender<Option<String>>,
     retry: Option<(Instant, Duration)>,
+    pace: Pace,
 }
 
 enum Gathered {
@@ -348,7 +353,7 @@ impl Writer {
                 }
                 continue;
             }
-            self.waiting.push_back((Box::new(Line::Closed), None));
+            self.waiting.push_back((Line::<()>::Closed.write(), None));
             while !self.waiting.is_empty() && self.write_some() {}
             match gathered {
                 Gathered::Close(reply) if self.waiting.is_empty() => break Some(reply),
@@ -372,8 +377,8 @@ impl Writer {
     /// Waits for something to do, then takes what else has come.
     fn gather(&mut self) -> Gathered {
         let since = Instant::now();
+        let mut is_urgent = self.waiting.iter().any(|(_, reply)| reply.is_some());
         loop {
-            let is_urgent = self.waiting.iter().any(|(_, reply)| reply.is_some());
             let wait = match self.retry {
                 Some((at, _)) => at.saturating_duration_since(Instant::now()),
                 None if is_urgent || self.waiting.len() >= BATCH => Duration::ZERO,
@@ -387,7 +392,15 @@ impl Writer {
                 wait => self.messages.recv_timeout(wait),
             };
             match next {
-                Ok(Message::Line(line, reply)) => self.waiting.push_back((line, reply)),
+                Ok(Message::Line(line, reply)) => {
+                    let is_first = !is_urgent && reply.is_some();
+                    is_urgent |= is_first;
+                    self.waiting.push_back((line, reply));
+                    if is_first && self.pace.crowd() > 0 {
+                        // Whoever comes meanwhile need not wake this thread.
+                        thread::sleep(GATHER);
+                    }
+                }
                 Ok(Message::Close(reply)) => return Gathered::Close(reply),
                 Err(RecvTimeoutError::Timeout) => return Gathered::Go,
                 Err(RecvTimeoutError::Disconnected) => return Gathered::Abandoned,
@@ -412,12 +425,13 @@ impl Writer {
                     tracing::info!("the journal can be written again");
                     self.failing.send_replace(None);
                 }
+                let awaited = |(_, reply): &&Waiting| reply.is_some();
+                self.pace
+                    .count(self.waiting.iter().take(size).filter(awaited).count(), Instant::now());
+                let mut round = Round::default();
                 for (line, reply) in self.waiting.drain(..size).collect::<Vec<_>>() {
-                    self.note(&line);
-                    if let Some(reply) = reply {
-                        // Nobody waits any more: it is written all the same.
-                        let _ = reply.send(());
-                    }
+                    self.note(&line.line);
+                    reply.into_iter().for_each(|reply| round.give(reply, ()));
                 }
                 true
             }
@@ -447,12 +461,12 @@ impl Writer {
             (self.file, self.end.length) = (file, 0);
             self.delete_old();
         }
-        let mut payload = Vec::new();
         // Each segment names the history, as the ones before it are deleted.
-        let epoch = self.epoch.clone().filter(|_| self.end.length == 0).map(Line::Epoch);
-        for line in epoch.iter().chain(self.waiting.iter().take(size).map(|(line, _)| &**line)) {
-            serde_json::to_writer(&mut payload, line)?;
-            payload.push(b'\n');
+        let epoch = self.epoch.clone().filter(|_| self.end.length == 0);
+        let epoch = epoch.map(|epoch| Line::<()>::Epoch(epoch).write().text);
+        let mut payload = epoch.unwrap_or_default();
+        for (line, _) in self.waiting.iter().take(size) {
+            payload.extend_from_slice(&line.text);
         }
         let mut bytes = Vec::with_capacity(frame::HEAD + payload.len());
         frame::write(self.end.number, &payload, &mut bytes);
@@ -465,7 +479,7 @@ impl Writer {
     }
 
     /// Keeps in mind what a line that is on disk means.
-    fn note(&mut self, line: &Line) {
+    fn note(&mut self, line: &Line<()>) {
         match line {
             Line::Operation { seq, at, taken, .. } => {
                 let segment = self.segments.back_mut().expect("it was written to one");

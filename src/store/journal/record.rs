@@ -9,10 +9,10 @@ use crate::store::{
     Store, StoreError, Undo,
 };
 
-/// One line of the journal.
+/// One line of the journal, with an operation or a reference to one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Line {
+pub enum Line<O = Operation> {
     /// An operation.
     Operation {
         /// Its number, unlike that of any other line of this journal.
@@ -22,7 +22,7 @@ pub enum Line {
         /// The store had taken it before it was written down; otherwise it waits.
         taken: bool,
         /// What is to be done.
-        operation: Operation,
+        operation: O,
     },
     /// These do not wait any more: the store took them, or refused them for good.
     Ended(Vec<u64>),
@@ -30,6 +30,28 @@ pub enum Line {
     Epoch(String),
     /// The process ended in order; nothing follows but another start.
     Closed,
+}
+
+/// A line as it is written: its text, and what it means apart from its operation.
+pub(super) struct Written {
+    pub text: Vec<u8>,
+    pub line: Line<()>,
+}
+
+impl<O: Serialize> Line<O> {
+    pub(super) fn write(self) -> Written {
+        let mut text = serde_json::to_vec(&self).expect("a line can be written");
+        text.push(b'\n');
+        let line = match self {
+            Self::Operation { seq, at, taken, operation: _ } => {
+                Line::Operation { seq, at, taken, operation: () }
+            }
+            Self::Ended(seqs) => Line::Ended(seqs),
+            Self::Epoch(epoch) => Line::Epoch(epoch),
+            Self::Closed => Line::Closed,
+        };
+        Written { text, line }
+    }
 }
 
 /// What a store that loses its last writes is asked again. Each happens once by its own id.

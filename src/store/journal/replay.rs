@@ -66,7 +66,7 @@ impl Watch {
         let epoch = bounded(self.shared.store.epoch()).await.map_err(super::reason)?;
         if self.epoch.as_ref() != Some(&epoch) {
             self.send_window_again().await?;
-            let written = self.shared.log.append(Line::Epoch(epoch.clone()));
+            let written = self.shared.log.append(Line::<()>::Epoch(epoch.clone()));
             tokio::select! {
                 _ = written => {}
                 () = self.shared.log_fails() => return Err("the journal cannot be written".into()),
@@ -217,7 +217,7 @@ impl Watch {
             }
             self.missing.remove(&one.seq);
             self.sent += 1;
-            shared.log.note(Line::Ended(vec![one.seq]));
+            shared.log.note(Line::<()>::Ended(vec![one.seq]));
             let taken = shared.gate().unpark(one.seq);
             if let Some(waiter) = taken.and_then(|pending| pending.waiter) {
                 // Nobody waits any more: it is booked all the same.

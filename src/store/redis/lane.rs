@@ -10,42 +10,43 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::store::home::{Reply, Round};
 use crate::store::{AccountId, StoreError};
 
 /// Operations of one script.
 const AT_ONCE: usize = 128;
 
-/// An answer that is on its way.
-type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+/// An operation, and where its answer goes.
+type Op<O, T> = (O, Reply<Result<T, StoreError>>);
 
 /// What waits, by account.
-type Waiting<Op, T> = HashMap<AccountId, Vec<(Op, Reply<T>)>>;
+type Waiting<O, T> = HashMap<AccountId, Vec<Op<O, T>>>;
 
 /// The lanes of one kind of operation.
-pub(super) struct Lanes<Op, T> {
-    waiting: Mutex<Waiting<Op, T>>,
+pub(super) struct Lanes<O, T> {
+    waiting: Mutex<Waiting<O, T>>,
 }
 
-impl<Op, T> Default for Lanes<Op, T> {
+impl<O, T> Default for Lanes<O, T> {
     fn default() -> Self {
         Self { waiting: Mutex::new(HashMap::new()) }
     }
 }
 
-impl<Op: Send + 'static, T: Send + 'static> Lanes<Op, T> {
+impl<O: Send + 'static, T: Send + 'static> Lanes<O, T> {
     /// Hands an operation over; it happens even if nobody waits for the answer. `send` answers
     /// each operation that it is given, in order.
     pub(super) fn submit<S, F>(
         self: &Arc<Self>,
         account: &AccountId,
-        op: Op,
+        op: O,
         send: S,
     ) -> oneshot::Receiver<Result<T, StoreError>>
     where
-        S: Fn(AccountId, Vec<Op>) -> F + Send + 'static,
+        S: Fn(AccountId, Vec<O>) -> F + Send + 'static,
         F: Future<Output = Vec<Result<T, StoreError>>> + Send,
     {
-        let (reply, receiver) = oneshot::channel();
+        let (reply, receiver) = Reply::new();
         {
             let mut waiting = self.lock();
             if let Some(lane) = waiting.get_mut(account) {
@@ -61,10 +62,11 @@ impl<Op: Send + 'static, T: Send + 'static> Lanes<Op, T> {
             while !batch.is_empty() {
                 let (ops, replies): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
                 let answers = send(lane.account.clone(), ops).await;
+                let mut round = Round::default();
                 for (reply, answer) in replies.into_iter().zip(answers) {
-                    // Nobody waits any more: it is done all the same.
-                    let _ = reply.send(answer);
+                    round.give(reply, answer);
                 }
+                drop(round);
                 batch = lane.next();
             }
         });
@@ -85,19 +87,19 @@ impl<Op: Send + 'static, T: Send + 'static> Lanes<Op, T> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting<Op, T>> {
+    fn lock(&self) -> MutexGuard<'_, Waiting<O, T>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-struct Lane<'a, Op: Send + 'static, T: Send + 'static> {
-    lanes: &'a Lanes<Op, T>,
+struct Lane<'a, O: Send + 'static, T: Send + 'static> {
+    lanes: &'a Lanes<O, T>,
     account: AccountId,
 }
 
-impl<Op: Send + 'static, T: Send + 'static> Lane<'_, Op, T> {
+impl<O: Send + 'static, T: Send + 'static> Lane<'_, O, T> {
     /// What has come to wait meanwhile; the lane ends with nothing.
-    fn next(&self) -> Vec<(Op, Reply<T>)> {
+    fn next(&self) -> Vec<Op<O, T>> {
         let mut waiting = self.lanes.lock();
         let Some(lane) = waiting.get_mut(&self.account) else { return Vec::new() };
         let batch: Vec<_> = lane.drain(..lane.len().min(AT_ONCE)).collect();
@@ -110,7 +112,7 @@ impl<Op: Send + 'static, T: Send + 'static> Lane<'_, Op, T> {
 
 /// A task that ends early, by a panic or with its runtime, leaves no lane behind that nobody
 /// serves.
-impl<Op: Send + 'static, T: Send + 'static> Drop for Lane<'_, Op, T> {
+impl<O: Send + 'static, T: Send + 'static> Drop for Lane<'_, O, T> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.lanes.lock().remove(&self.account);

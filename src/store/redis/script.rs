@@ -4,6 +4,8 @@
 //! a cluster can tell where it runs. They are sent by their hash; a server that does not know
 //! it, because it was restarted or another one took over, is sent the text.
 
+use std::io::Write as _;
+
 use redis::Cmd;
 
 use super::names::{Name, Names};
@@ -38,14 +40,14 @@ impl Script {
 
     /// A call by hash on these keys alone.
     pub(super) fn call_on(&self, keys: Vec<String>) -> Call<'_> {
-        Call { script: self, keys, values: Vec::new() }
+        Call { script: self, keys, values: Vec::new(), ends: Vec::new() }
     }
 
     /// A call by hash. `more` are further keys, behind those that the script names.
     pub(super) fn call(&self, names: &Names, account: &AccountId, more: &[String]) -> Call<'_> {
         let mut keys: Vec<String> = self.keys.iter().map(|key| names.of(account, *key)).collect();
         keys.extend_from_slice(more);
-        Call { script: self, keys, values: Vec::new() }
+        Call { script: self, keys, values: Vec::new(), ends: Vec::new() }
     }
 }
 
@@ -53,7 +55,10 @@ impl Script {
 pub(super) struct Call<'a> {
     script: &'a Script,
     keys: Vec<String>,
-    values: Vec<Vec<u8>>,
+    /// One after the other.
+    values: Vec<u8>,
+    /// Where each ends.
+    ends: Vec<usize>,
 }
 
 impl Call<'_> {
@@ -64,13 +69,21 @@ impl Call<'_> {
 
     /// One more argument.
     pub(super) fn arg(mut self, value: impl AsRef<[u8]>) -> Self {
-        self.values.push(value.as_ref().to_vec());
+        self.push(value);
         self
     }
 
     /// One more argument, in place.
     pub(super) fn push(&mut self, value: impl AsRef<[u8]>) {
-        self.values.push(value.as_ref().to_vec());
+        self.values.extend_from_slice(value.as_ref());
+        self.ends.push(self.values.len());
+    }
+
+    /// One more argument, in place, as it is displayed.
+    pub(super) fn push_display(&mut self, value: impl std::fmt::Display) {
+        // A vector takes everything.
+        let _ = write!(self.values, "{value}");
+        self.ends.push(self.values.len());
     }
 
     /// The command that names the script by its hash.
@@ -91,8 +104,10 @@ impl Call<'_> {
         for key in &self.keys {
             cmd.arg(key);
         }
-        for value in &self.values {
-            cmd.arg(value.as_slice());
+        let mut from = 0;
+        for end in &self.ends {
+            cmd.arg(&self.values[from..*end]);
+            from = *end;
         }
         cmd
     }

@@ -40,16 +40,16 @@ impl Settle {
         let creation = count(usage.cache_creation_5m) + count(usage.cache_creation_1h);
         call.push(id);
         call.push(&self.print);
-        call.push(charge.nano().to_string());
+        call.push_display(charge.nano());
         call.push(if *outcome == Outcome::Completed { "1" } else { "0" });
         call.push(key);
         call.push(&self.group);
         for number in [count(usage.input), count(usage.cached), creation, count(usage.output)] {
-            call.push(number.to_string());
+            call.push_display(number);
         }
         call.push(if *source == Source::Estimated { "1" } else { "0" });
         call.push(&self.row);
-        call.push(count(usage.tokens()).to_string());
+        call.push_display(count(usage.tokens()));
         call.push(&self.untils);
     }
 }
@@ -107,9 +107,9 @@ impl Admit {
         call.push(&self.key.id);
         call.push(&self.request.model);
         call.push(super::reply::word_of(mode));
-        call.push(max_in_flight.to_string());
+        call.push_display(max_in_flight);
         call.push(most.map(|most| most.nano().to_string()).unwrap_or_default());
-        call.push(tokens.to_string());
+        call.push_display(tokens);
         call.push(&self.untils);
     }
 }

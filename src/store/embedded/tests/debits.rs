@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
@@ -15,7 +14,7 @@ use crate::store::embedded::debits::{ENDS, record};
 use crate::store::embedded::operations::AllBefore;
 use crate::store::embedded::shelf::Step;
 use crate::store::embedded::writer::Operation;
-use crate::store::{LimitsChange, Status};
+use crate::store::{LimitsChange, Status, home};
 
 impl Bench {
     /// Admits a request and settles it.
@@ -260,14 +259,12 @@ async fn a_panic_of_the_writer_ends_the_store_and_what_was_answered_is_booked_by
     eventually("free", async || open(&bench.path(), &bench.clock).is_ok()).await;
 }
 
-/// Runs as a thread does that serves clients of a store.
-fn serve<T>(store: &Arc<Embedded>, work: impl Future<Output = T>) -> T {
-    let store = store.clone();
-    let mut runtime = Builder::new_current_thread();
-    let runtime = runtime.enable_all().on_thread_park(move || store.idle()).build().unwrap();
+/// Runs as a thread does that serves clients.
+fn serve<T>(work: impl Future<Output = T>) -> T {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        // From its first sleep on.
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::spawn(home::serve());
+        tokio::task::yield_now().await;
         work.await
     })
 }
@@ -287,7 +284,7 @@ fn debits_of_several_threads_that_serve_are_each_booked_once() {
         let threads: Vec<_> = (0..4)
             .map(|place| {
                 let store = store.clone();
-                thread::spawn(move || serve(&store, spend_many(store.clone(), place)))
+                thread::spawn(move || serve(spend_many(store, place)))
             })
             .collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -324,15 +321,10 @@ async fn spend_many(store: Arc<Embedded>, place: usize) {
 
 #[test]
 fn who_waits_is_told_though_another_on_the_same_thread_does_not_wait() {
-    let store = Arc::new(OnceLock::<Arc<Embedded>>::new());
-    let seen = store.clone();
-    let idle = move || seen.get().into_iter().for_each(|store| store.idle());
-    let runtime = Builder::new_current_thread().enable_all().on_thread_park(idle).build().unwrap();
-    runtime.block_on(async {
+    serve(async {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("farebox.db");
         let opened = Embedded::open(&path, Options::default()).unwrap();
-        store.set(opened.clone()).ok().unwrap();
         opened.create_account(account(), String::new()).await.unwrap();
         opened.create_key(key_1(), KeyHash::of("key_1")).await.unwrap();
         opened.grant(granting(Kind::Topup, "pay", "1")).await.unwrap();

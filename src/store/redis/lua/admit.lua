@@ -30,7 +30,7 @@ end
 
 local function refused_by_key(terms, running, mode, most, tokens)
   local limits, spent = terms.limits, terms.spent
-  for _, period in ipairs({ 'daily', 'weekly', 'monthly', 'total' }) do
+  for _, period in ipairs(PERIODS) do
     local cap = limits[period]
     if cap and not admits(mode, cap - spent[period], running.held, most) then
       return {
@@ -49,6 +49,9 @@ local function refused_by_key(terms, running, mode, most, tokens)
   end
 end
 
+local ids = {}
+for n = 1, count do ids[n] = ARGV[3 + (n - 1) * PER] end
+local flights = redis.call('HMGET', FLY, unpack(ids))
 for n = 1, count do
   local id, key, model, mode, limit, most, tokens, untils =
     unpack(ARGV, 3 + (n - 1) * PER, 2 + n * PER)
@@ -57,7 +60,7 @@ for n = 1, count do
   if stored[2] and stored[2] ~= '' then limit = stored[2] end
   local terms, running = terms_of(books, key), running_of(books, key)
   local limits = terms.limits
-  if taken[id] or (redis.call('HEXISTS', FLY, id) == 1 and not books.gone[id]) then
+  if taken[id] or (flights[n] and not books.gone[id]) then
     answers[n] = { 'ok', text(books.balance) }
   elseif not terms.known then
     answers[n] = { 'no_key' }
@@ -99,10 +102,17 @@ else
 end
 write_terms(books)
 local lent_until = text(books.ts + LEASE)
+local lent, fly = {}, {}
 for id, flight in pairs(taken) do
-  redis.call('ZADD', FLIGHT, lent_until, id)
-  redis.call('HSET', FLY, id, table.concat({
+  lent[#lent + 1] = lent_until
+  lent[#lent + 1] = id
+  fly[#fly + 1] = id
+  fly[#fly + 1] = table.concat({
     text(flight[1]), text(books.ts), text(flight[2]), flight[3], flight[4],
-  }, ' '))
+  }, ' ')
+end
+if #fly > 0 then
+  redis.call('ZADD', FLIGHT, unpack(lent))
+  redis.call('HSET', FLY, unpack(fly))
 end
 return answers

@@ -59,14 +59,36 @@ local function close_if_idle(books)
   books.status = 'closed'
 end
 
-local function add_to_sums(ts, group, counts)
-  local hour = text(math.floor(ts / HOUR))
-  local name = hour .. ' ' .. group
-  if redis.call('HINCRBY', HOURLY, 'r' .. name, 1) == 1 then
-    redis.call('ZADD', HOURS, hour, name)
+-- Adds a request to the sums of its group. Numbers that Lua would round with others go alone.
+local function add_to_sums(sums, group, counts)
+  local sum = sums[group]
+  if not sum then
+    sum = { requests = 0, counts = {}, large = {} }
+    sums[group] = sum
   end
+  sum.requests = sum.requests + 1
   for letter, count in pairs(counts) do
-    if count ~= '0' then redis.call('HINCRBY', HOURLY, letter .. name, count) end
+    if #count > 12 then
+      sum.large[#sum.large + 1] = { letter, count }
+    elseif count ~= '0' then
+      sum.counts[letter] = (sum.counts[letter] or 0) + tonumber(count)
+    end
+  end
+end
+
+local function write_sums(ts, sums)
+  local hour = text(math.floor(ts / HOUR))
+  for group, sum in pairs(sums) do
+    local name = hour .. ' ' .. group
+    if redis.call('HINCRBY', HOURLY, 'r' .. name, sum.requests) == sum.requests then
+      redis.call('ZADD', HOURS, hour, name)
+    end
+    for letter, count in pairs(sum.counts) do
+      redis.call('HINCRBY', HOURLY, letter .. name, text(count))
+    end
+    for _, one in ipairs(sum.large) do
+      redis.call('HINCRBY', HOURLY, one[1] .. name, one[2])
+    end
   end
 end
 
@@ -79,6 +101,7 @@ end
 
 -- A row for each request that was abandoned, in place of the one that its settlement writes.
 local function list_lost(books)
+  local sums = {}
   for _, flight in ipairs(books.lost) do
     local ts = text(books.ts)
     local ran = text(math.max(books.ts - flight.since, 0))
@@ -87,10 +110,11 @@ local function list_lost(books)
     local group = cjson.encode({
       flight.model, flight.key, '', '', '', 'none', 'abandoned',
     })
-    add_to_sums(books.ts, group, {})
+    add_to_sums(sums, group, {})
     local hour = text(math.floor(books.ts / HOUR))
     redis.call('HSET', LOST, flight.id, row .. ' ' .. hour .. ' ' .. group)
   end
+  write_sums(books.ts, sums)
 end
 
 local function write_running(books)

@@ -2,6 +2,10 @@
 -- `billing::limit`.
 
 local PARTS = 60000
+local PERIODS = { 'daily', 'weekly', 'monthly', 'total' }
+local TERMS_OF = {
+  'revoked', 'expires_at', 'running', 'requests', 'tokens', 'daily', 'weekly', 'monthly', 'total',
+}
 
 -- A bucket that empties steadily, a whole one in a minute, in parts of 60000.
 local function level_of(packed, limit, now)
@@ -25,13 +29,9 @@ local function terms_of(books, key)
   local stored = redis.call('HGET', TERMS, key)
   if stored then
     terms.known = true
-    local names = {
-      'revoked', 'expires_at', 'running', 'requests', 'tokens', 'daily', 'weekly', 'monthly',
-      'total',
-    }
     local at = 1
     for value in string.gmatch(stored, '%S+') do
-      terms.limits[names[at]] = tonumber(value)
+      terms.limits[TERMS_OF[at]] = tonumber(value)
       at = at + 1
     end
   end

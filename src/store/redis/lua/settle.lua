@@ -5,15 +5,19 @@ local count = (#ARGV - 3) / PER
 local books = open_with_flights()
 if not books then return { 'no_account' } end
 
-local answers, rows, markers, found = {}, {}, {}, {}
+local answers, rows, markers, found, sums = {}, {}, {}, {}, {}
+-- One question for all of them: to ask costs more than to answer. Their marks are asked for one
+-- by one, because MGET takes one that is not a text for none.
+local ids = {}
+for n = 1, count do ids[n] = ARGV[4 + (n - 1) * PER] end
+local flights = redis.call('HMGET', FLY, unpack(ids))
 for n = 1, count do
   local at = 4 + (n - 1) * PER
   local id, print, charge, completed, key = unpack(ARGV, at, at + 4)
   charge = tonumber(charge)
-  local marker = KEYS[FIXED + n]
   local tokens, untils = unpack(ARGV, at + 12, at + 13)
   local terms = terms_of(books, key)
-  local done = found[id] or redis.call('GET', marker)
+  local done = found[id] or redis.call('GET', KEYS[FIXED + n])
   local late = books.status == 'closed'
   local taken = late and 0 or charge
   local refused = charge < 0 and 'sign' or refusal(books, -taken)
@@ -26,7 +30,7 @@ for n = 1, count do
     answers[n] = { 'when', text(books.ts) }
   else
     if terms.spent then
-      for _, period in ipairs({ 'daily', 'weekly', 'monthly', 'total' }) do
+      for _, period in ipairs(PERIODS) do
         terms.spent[period] = terms.spent[period] + taken
       end
       terms.changed = true
@@ -42,13 +46,13 @@ for n = 1, count do
       seq = text(books.seq)
     end
     found[id] = remember(print, seq, books.balance)
-    markers[#markers + 1] = { marker, found[id] }
-    rows[#rows + 1] = { at = at, id = id, key = key, charge = text(taken), late = late }
+    markers[#markers + 1] = { KEYS[FIXED + n], found[id] }
+    rows[#rows + 1] = { at = at, id = id, charge = text(taken), late = late }
     answers[n] = { 'ok', text(books.balance) }
   end
 
   -- The request has ended, whatever is answered, unless it is asked again.
-  local flight = answers[n][1] ~= 'when' and redis.call('HGET', FLY, id)
+  local flight = answers[n][1] ~= 'when' and flights[n]
   if flight and not books.gone[id] then
     flight = unpack_flight(flight)
     give_back(books, id, flight)
@@ -64,10 +68,13 @@ close_if_idle(books)
 local ts = text(books.ts)
 write_with_flights(books)
 write_terms(books)
-for _, row in ipairs(rows) do
+local listed = {}
+for n, row in ipairs(rows) do ids[n] = row.id end
+if #rows > 0 then listed = redis.call('HMGET', LOST, unpack(ids, 1, #rows)) end
+for n, row in ipairs(rows) do
   local group, input, cached, creation, output, estimated, packed =
     unpack(ARGV, row.at + 5, row.at + 11)
-  local lost = redis.call('HGET', LOST, row.id)
+  local lost = listed[n]
   if lost then
     local old, name = string.match(lost, '^(%S+) (.*)$')
     redis.call('XDEL', USE, old)
@@ -86,9 +93,10 @@ for _, row in ipairs(rows) do
   else
     redis.call('XADD', USE, ts .. '-*', 'r', packed)
   end
-  add_to_sums(books.ts, group, {
+  add_to_sums(sums, group, {
     i = input, c = cached, w = creation, o = output, e = estimated, x = row.charge,
   })
 end
+write_sums(books.ts, sums)
 for _, marker in ipairs(markers) do redis.call('SET', marker[1], marker[2], 'EX', TTL) end
 return answers
