@@ -99,20 +99,23 @@ local function open_with_flights()
   return books
 end
 
--- A row for each request that was abandoned, in place of the one that its settlement writes.
+-- A row for each request that was abandoned, in place of the one that its settlement writes; one
+-- alone, though an id was admitted and abandoned again.
 local function list_lost(books)
   local sums = {}
   for _, flight in ipairs(books.lost) do
-    local ts = text(books.ts)
-    local ran = text(math.max(books.ts - flight.since, 0))
-    local row = redis.call('XADD', USE, ts .. '-*', 'x', flight.id, 'k', flight.key,
-      'm', flight.model, 'l', ran)
-    local group = cjson.encode({
-      flight.model, flight.key, '', '', '', 'none', 'abandoned',
-    })
-    add_to_sums(sums, group, {})
-    local hour = text(math.floor(books.ts / HOUR))
-    redis.call('HSET', LOST, flight.id, row .. ' ' .. hour .. ' ' .. group)
+    if redis.call('HEXISTS', LOST, flight.id) == 0 then
+      local ts = text(books.ts)
+      local ran = text(math.max(books.ts - flight.since, 0))
+      local row = redis.call('XADD', USE, ts .. '-*', 'x', flight.id, 'k', flight.key,
+        'm', flight.model, 'l', ran)
+      local group = cjson.encode({
+        flight.model, flight.key, '', '', '', 'none', 'abandoned',
+      })
+      add_to_sums(sums, group, {})
+      local hour = text(math.floor(books.ts / HOUR))
+      redis.call('HSET', LOST, flight.id, row .. ' ' .. hour .. ' ' .. group)
+    end
   end
   write_sums(books.ts, sums)
 end
