@@ -12,7 +12,7 @@ use http::HeaderMap;
 use memchr::memmem;
 
 use super::Endpoint;
-use super::json::{Field, Value};
+use super::json::{Member, Value};
 use crate::store::Attribution;
 
 /// How OpenClaw's heartbeat prompts begin: that of 2026.8 and later, and the one before.
@@ -81,7 +81,7 @@ pub fn from_headers(headers: &HeaderMap) -> Attribution {
 ///
 /// `heartbeats` are the beginnings of heartbeat prompts. Old heartbeats stay in the history
 /// of a session, so only the live prompt counts, and only its beginning.
-pub fn from_body(endpoint: Endpoint, fields: &[Field<'_>], heartbeats: &[String]) -> Attribution {
+pub fn from_body(endpoint: Endpoint, fields: &[Member<'_>], heartbeats: &[String]) -> Attribution {
     let talk = Talk::of(endpoint, fields);
     let live = talk.live_prompt();
     let first = talk.first_user();
@@ -124,12 +124,11 @@ pub fn merge(headers: Attribution, body: Attribution) -> Attribution {
 }
 
 /// The conversation of a request, in any of the formats.
-#[derive(Clone, Copy)]
 struct Talk<'a> {
     /// The system prompt, where it has a field of its own.
     system: Option<Value<'a>>,
     /// The messages, system messages among them, oldest first.
-    messages: &'a [Value<'a>],
+    messages: Vec<Value<'a>>,
 }
 
 /// The message that asks for this reply.
@@ -143,7 +142,7 @@ struct Prompt<'a> {
 }
 
 impl<'a> Talk<'a> {
-    fn of(endpoint: Endpoint, fields: &'a [Field<'a>]) -> Self {
+    fn of(endpoint: Endpoint, fields: &[Member<'a>]) -> Self {
         let (system, messages): (&[&str], &str) = match endpoint {
             Endpoint::Chat | Endpoint::Completions | Endpoint::Embeddings => (&[], "messages"),
             Endpoint::Responses => (&["instructions"], "input"),
@@ -155,7 +154,12 @@ impl<'a> Talk<'a> {
         let field = |name: &str| fields.iter().find(|field| field.key == name);
         Self {
             system: system.iter().find_map(|name| field(name)).map(|field| field.value),
-            messages: field(messages).map_or(&[], |field| field.objects.as_slice()),
+            messages: field(messages)
+                .and_then(|field| field.value.items())
+                .into_iter()
+                .flatten()
+                .filter(|message| message.members().is_some())
+                .collect(),
         }
     }
 
@@ -250,7 +254,7 @@ fn tag(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::json;
+    use crate::wire::json::Document;
 
     /// What a captured request of a real client says in its headers and in its body.
     fn of_client(endpoint: Endpoint, case: &str) -> (Attribution, Attribution) {
@@ -267,7 +271,8 @@ mod tests {
 
     fn body(endpoint: Endpoint, body: &serde_json::Value) -> Attribution {
         let body = body.to_string();
-        let fields = json::object(body.as_bytes()).unwrap();
+        let document = Document::strict(body.as_bytes()).unwrap();
+        let fields: Vec<_> = document.root().members().unwrap().collect();
         from_body(endpoint, &fields, &HEARTBEAT_PROMPTS.map(String::from))
     }
 

@@ -1,16 +1,23 @@
-//! Strict JSON: one check of a whole document, then cheap views into it.
+//! JSON: one check of a whole document, then cheap views into it.
 //!
-//! [`object`] checks every byte once: UTF-8, grammar, escapes, depth, size, and that no
-//! object gives a name twice, however the name is escaped. Parsers differ in which of two
+//! [`Document::strict`] checks every byte once: UTF-8, grammar, escapes, depth, size, and that
+//! no object gives a name twice, however the name is escaped. Parsers differ in which of two
 //! equal names they take, and that difference would let a request be priced as one thing
-//! and run as another. [`Value`]s of a checked document are slices of it: nothing is
-//! copied or allocated for values that nobody reads.
+//! and run as another. [`Document::lenient`] takes whatever is JSON, for what upstreams say.
+//!
+//! [`Value`]s of a checked document are slices of it: nothing is copied or allocated for values
+//! that nobody reads. The check notes where objects, arrays and long strings end, so that no
+//! view has to look through them again.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use scanner::Scanner;
 
 mod scanner;
+
+/// Strings beyond this length are passed by what the check noted, in bytes.
+const LONG_BYTES: usize = 64;
 
 /// Why a document is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,22 +38,21 @@ pub enum Error {
     },
 }
 
+/// A checked document.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Document<'a> {
+    text: &'a str,
+    /// Where objects, arrays and long strings stand, in the order of their beginnings. Of a
+    /// document with very many, the first.
+    spans: Vec<Range<usize>>,
+}
+
 /// One value of a checked document, as it is written there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value<'a> {
-    raw: &'a str,
-}
-
-/// One field of the document.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Field<'a> {
-    /// The name, unescaped; borrowed if it is written without escapes.
-    pub key: Cow<'a, str>,
-    /// The value.
-    pub value: Value<'a>,
-    /// The objects in the value, if it is an array: noted in passing, so that a long list
-    /// of messages need not be walked to find the last one.
-    pub objects: Vec<Value<'a>>,
+    document: &'a Document<'a>,
+    start: usize,
+    end: usize,
 }
 
 /// One field of an object inside a checked document.
@@ -58,44 +64,122 @@ pub struct Member<'a> {
     pub value: Value<'a>,
 }
 
-/// Checks a document that must be an object, and returns its fields in order.
-///
-/// # Errors
-///
-/// [`Error`], with the offset of the first thing wrong; a duplicate name is noticed at the
-/// end of its object.
-pub fn object(document: &[u8]) -> Result<Vec<Field<'_>>, Error> {
-    if document.starts_with(b"\xef\xbb\xbf") {
-        return Err(Error::Syntax { reason: "a byte order mark", offset: 0 });
+impl<'a> Document<'a> {
+    /// Checks a document that must be an object.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`], with the offset of the first thing wrong; a duplicate name is noticed at the
+    /// end of its object.
+    pub fn strict(document: &'a [u8]) -> Result<Self, Error> {
+        if document.starts_with(b"\xef\xbb\xbf") {
+            return Err(Error::Syntax { reason: "a byte order mark", offset: 0 });
+        }
+        let text = std::str::from_utf8(document).map_err(|error| Error::Syntax {
+            reason: "the text is not UTF-8",
+            offset: error.valid_up_to(),
+        })?;
+        Scanner::<true>::new(text).document()
     }
-    let text = std::str::from_utf8(document).map_err(|error| Error::Syntax {
-        reason: "the text is not UTF-8",
-        offset: error.valid_up_to(),
-    })?;
-    Scanner::new(text).document()
+
+    /// Checks a text that may be any value: names may stand twice, and half a surrogate pair is
+    /// let pass.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Syntax`].
+    pub fn lenient(text: &'a str) -> Result<Self, Error> {
+        Scanner::<false>::new(text).document()
+    }
+
+    /// The whole of it.
+    pub fn root(&'a self) -> Value<'a> {
+        let Range { start, end } = self.root_range();
+        Value { document: self, start, end }
+    }
+
+    /// Where its value stands, without the space around it.
+    pub fn root_range(&self) -> Range<usize> {
+        let start = gap(self.text.as_bytes(), 0);
+        start..self.pass(start)
+    }
+
+    /// The text between two places.
+    pub fn text(&self, place: Range<usize>) -> &'a str {
+        &self.text[place]
+    }
+
+    /// The member of an object that comes at or after `at`, which is inside the object and not
+    /// inside a member: its name, and where its value stands.
+    pub fn member(&self, at: usize) -> Option<(Cow<'a, str>, Range<usize>)> {
+        let bytes = self.text.as_bytes();
+        let key = gap(bytes, at);
+        if bytes[key] == b'}' {
+            return None;
+        }
+        let (key_end, escaped) = self.pass_string(key);
+        let quoted = &self.text[key + 1..key_end - 1];
+        let name = if escaped { unescape(quoted) } else { Cow::Borrowed(quoted) };
+        let value = gap(bytes, key_end);
+        Some((name, value..self.pass(value)))
+    }
+
+    /// Where the item of an array stands that comes at or after `at`, as for [`Self::member`].
+    pub fn item(&self, at: usize) -> Option<Range<usize>> {
+        let bytes = self.text.as_bytes();
+        let start = gap(bytes, at);
+        (bytes[start] != b']').then(|| start..self.pass(start))
+    }
+
+    /// Where a value ends.
+    fn pass(&self, start: usize) -> usize {
+        let bytes = self.text.as_bytes();
+        match bytes[start] {
+            b'"' => self.pass_string(start).0,
+            b'{' | b'[' => self.noted(start).unwrap_or_else(|| pass_nested(bytes, start)),
+            _ => pass_scalar(bytes, start),
+        }
+    }
+
+    /// Where a string ends whose quote is at `start`, and whether there may be escapes in it.
+    fn pass_string(&self, start: usize) -> (usize, bool) {
+        let bytes = self.text.as_bytes();
+        let near = &bytes[..bytes.len().min(start + LONG_BYTES)];
+        let at = plain_end(near, start + 1);
+        if near.get(at) == Some(&b'"') {
+            return (at + 1, false);
+        }
+        (self.noted(start).unwrap_or_else(|| string_end(bytes, at)), true)
+    }
+
+    /// Where the check has seen end what begins at `start`.
+    fn noted(&self, start: usize) -> Option<usize> {
+        let found = self.spans.binary_search_by(|span| span.start.cmp(&start));
+        found.ok().map(|found| self.spans[found].end)
+    }
 }
 
 impl<'a> Value<'a> {
-    /// A view of a text that is known to be one JSON value, with no space around it.
-    pub fn checked(raw: &'a str) -> Self {
-        Self { raw }
-    }
-
     /// The value as it is written, without the space around it.
     pub fn raw(self) -> &'a str {
-        self.raw
+        &self.document.text[self.start..self.end]
+    }
+
+    /// The byte with which it begins: what it is.
+    fn first(self) -> u8 {
+        self.document.text.as_bytes()[self.start]
     }
 
     /// Whether it is `null`.
     pub fn is_null(self) -> bool {
-        self.raw == "null"
+        self.first() == b'n'
     }
 
     /// The boolean, if it is one.
     pub fn boolean(self) -> Option<bool> {
-        match self.raw {
-            "true" => Some(true),
-            "false" => Some(false),
+        match self.first() {
+            b't' => Some(true),
+            b'f' => Some(false),
             _ => None,
         }
     }
@@ -103,7 +187,7 @@ impl<'a> Value<'a> {
     /// The number, if it is written as a whole one without sign, fraction or exponent:
     /// of `1e2` and `100.0` parsers think differently.
     pub fn unsigned(self) -> Option<u64> {
-        self.raw.parse().ok()
+        self.raw().parse().ok()
     }
 
     /// The string, if it is one; borrowed if it is written without escapes.
@@ -118,12 +202,14 @@ impl<'a> Value<'a> {
 
     /// The fields, if it is an object.
     pub fn members(self) -> Option<Members<'a>> {
-        self.raw.starts_with('{').then_some(Members { text: self.raw, at: 1 })
+        let Self { document, start, .. } = self;
+        (self.first() == b'{').then_some(Members { document, at: start + 1 })
     }
 
     /// The items, if it is an array.
     pub fn items(self) -> Option<Items<'a>> {
-        self.raw.starts_with('[').then_some(Items { text: self.raw, at: 1 })
+        let Self { document, start, .. } = self;
+        (self.first() == b'[').then_some(Items { document, at: start + 1 })
     }
 
     /// The field of this name, if it is an object that has it.
@@ -133,14 +219,14 @@ impl<'a> Value<'a> {
 
     /// What stands between the quotes.
     fn quoted(self) -> Option<&'a str> {
-        self.raw.strip_prefix('"')?.strip_suffix('"')
+        self.raw().strip_prefix('"')?.strip_suffix('"')
     }
 }
 
 /// The fields of an object, in order.
 #[derive(Clone, Debug)]
 pub struct Members<'a> {
-    text: &'a str,
+    document: &'a Document<'a>,
     at: usize,
 }
 
@@ -148,26 +234,16 @@ impl<'a> Iterator for Members<'a> {
     type Item = Member<'a>;
 
     fn next(&mut self) -> Option<Member<'a>> {
-        let bytes = self.text.as_bytes();
-        let key = gap(bytes, self.at);
-        if bytes[key] == b'}' {
-            self.at = key;
-            return None;
-        }
-        let key_end = pass(bytes, key);
-        let value = gap(bytes, key_end);
-        self.at = pass(bytes, value);
-        Some(Member {
-            key: unescape(&self.text[key + 1..key_end - 1]),
-            value: Value { raw: &self.text[value..self.at] },
-        })
+        let (key, Range { start, end }) = self.document.member(self.at)?;
+        self.at = end;
+        Some(Member { key, value: Value { document: self.document, start, end } })
     }
 }
 
 /// The items of an array, in order.
 #[derive(Clone, Debug)]
 pub struct Items<'a> {
-    text: &'a str,
+    document: &'a Document<'a>,
     at: usize,
 }
 
@@ -175,14 +251,9 @@ impl<'a> Iterator for Items<'a> {
     type Item = Value<'a>;
 
     fn next(&mut self) -> Option<Value<'a>> {
-        let bytes = self.text.as_bytes();
-        let start = gap(bytes, self.at);
-        if bytes[start] == b']' {
-            self.at = start;
-            return None;
-        }
-        self.at = pass(bytes, start);
-        Some(Value { raw: &self.text[start..self.at] })
+        let Range { start, end } = self.document.item(self.at)?;
+        self.at = end;
+        Some(Value { document: self.document, start, end })
     }
 }
 
@@ -194,18 +265,13 @@ fn gap(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// Where a value of a checked document ends.
-fn pass(bytes: &[u8], start: usize) -> usize {
-    match bytes[start] {
-        b'"' => return pass_string(bytes, start),
-        b'{' | b'[' => {}
-        _ => return pass_scalar(bytes, start),
-    }
+/// Where an object or an array of a checked document ends.
+fn pass_nested(bytes: &[u8], start: usize) -> usize {
     let mut depth = 0_usize;
     let mut at = start;
     loop {
         match bytes[at] {
-            b'"' => at = pass_string(bytes, at),
+            b'"' => at = string_end(bytes, at + 1),
             b'{' | b'[' => {
                 depth += 1;
                 at += 1;
@@ -238,12 +304,11 @@ fn pass_plain(bytes: &[u8], at: usize) -> usize {
     plain.map_or(bytes.len(), |length| at + length)
 }
 
-/// Where a string of a checked document ends, whose quote is at `start`.
-fn pass_string(bytes: &[u8], start: usize) -> usize {
+/// Where a string of a checked document ends; `at` is in it, and not inside an escape.
+fn string_end(bytes: &[u8], mut at: usize) -> usize {
     // It has no control characters, so only quotes and backslashes are looked for. Most strings
     // are shorter than what a search for them is worth.
     const SHORT: usize = 16;
-    let mut at = start + 1;
     let short = bytes.len().min(at + SHORT);
     while at < short {
         match bytes[at] {
@@ -394,45 +459,66 @@ mod tests {
 
     use super::*;
 
-    /// The value of the field `v` of a document.
-    fn value(document: &str) -> Value<'_> {
-        object(document.as_bytes()).unwrap()[0].value
+    fn strict(text: &str) -> Document<'_> {
+        Document::strict(text.as_bytes()).unwrap()
+    }
+
+    /// What `read` makes of the only field of `{"v":…}`.
+    fn read<T>(value: &str, read: impl Fn(Value<'_>) -> T) -> T {
+        read(strict(&format!(r#"{{"v":{value}}}"#)).root().get("v").unwrap())
     }
 
     #[test]
     fn fields_come_in_order_and_raw() {
-        let fields = object(br#" { "b" : [1, 2] ,"a":"x\ny","c\u0064":{ } } "#).unwrap();
-        let pairs: Vec<_> = fields.iter().map(|f| (&*f.key, f.value.raw())).collect();
+        let document = strict(r#" { "b" : [1, 2] ,"a":"x\ny","c\u0064":{ } } "#);
+        let members: Vec<_> = document.root().members().unwrap().collect();
+        let pairs: Vec<_> = members.iter().map(|m| (&*m.key, m.value.raw())).collect();
         assert_eq!(pairs, [("b", "[1, 2]"), ("a", r#""x\ny""#), ("cd", "{ }")]);
-        assert_eq!(object(b"{}"), Ok(vec![]));
+        assert_eq!(strict("{}").root().members().unwrap().count(), 0);
     }
 
     #[test]
     fn values_are_read_only_as_what_they_are() {
+        let string = |value: &str| read(value, |value| value.string().map(Cow::into_owned));
         assert_eq!(
-            value(r#"{"v":"\ud83d\ude00\u0041\/\b\f\n\r\t\"\\é"}"#).string().unwrap(),
+            string(r#""\ud83d\ude00\u0041\/\b\f\n\r\t\"\\é""#).unwrap(),
             "😀A/\u{8}\u{c}\n\r\t\"\\é"
         );
-        assert!(matches!(value(r#"{"v":"plain"}"#).string(), Some(Cow::Borrowed("plain"))));
-        assert_eq!(value(r#"{"v":1}"#).string(), None);
-        assert_eq!(value(r#"{"v":"true"}"#).boolean(), None);
-        assert_eq!(value(r#"{"v":false}"#).boolean(), Some(false));
-        assert_eq!(value(r#"{"v":18446744073709551615}"#).unsigned(), Some(u64::MAX));
+        let borrowed = |value: Value<'_>| matches!(value.string(), Some(Cow::Borrowed("plain")));
+        assert!(read("\"plain\"", borrowed));
+        assert_eq!(string("1"), None);
+        assert_eq!(read("\"true\"", |value| value.boolean()), None);
+        assert_eq!(read("false", |value| value.boolean()), Some(false));
+        assert_eq!(read("true", |value| value.boolean()), Some(true));
+        assert_eq!(read("18446744073709551615", |value| value.unsigned()), Some(u64::MAX));
         for other in ["18446744073709551616", "-1", "-0", "1.0", "1e2", "\"1\"", "null", "true"] {
-            assert_eq!(value(&format!(r#"{{"v":{other}}}"#)).unsigned(), None, "{other}");
+            assert_eq!(read(other, |value| value.unsigned()), None, "{other}");
         }
-        assert!(value(r#"{"v":null}"#).is_null());
+        assert!(read("null", |value| value.is_null()));
     }
 
     #[test]
     fn nested_values_are_found_among_text_that_looks_like_structure() {
-        let document = r#"{"v":{"a":"}]\"{[" , "b":[{"c":[1 , -2.5e3,"]"]},null],"t":true}}"#;
-        let value = value(document);
+        let document =
+            strict(r#"{"v":{"a":"}]\"{[" , "b":[{"c":[1 , -2.5e3,"]"]},null],"t":true}}"#);
+        let value = document.root().get("v").unwrap();
         assert_eq!(value.get("t").unwrap().boolean(), Some(true));
         let items: Vec<_> = value.get("b").unwrap().items().unwrap().map(Value::raw).collect();
         assert_eq!(items, [r#"{"c":[1 , -2.5e3,"]"]}"#, "null"]);
-        assert_eq!(value.get("b").unwrap().members().map(Iterator::count), None);
+        assert!(value.get("b").unwrap().members().is_none());
         assert_eq!(value.get("absent"), None);
+    }
+
+    #[test]
+    fn beyond_what_the_check_notes_values_are_found_all_the_same() {
+        let long = format!("\"{}\\\"\"", "a\\\\".repeat(100));
+        let list = format!("[{}{long}]", "[{}],".repeat(scanner::MAX_SPANS));
+        let text = format!(r#"{{"v":{list},"w":{{"x":{long}}}}}"#);
+        let document = strict(&text);
+        let value = document.root().get("v").unwrap();
+        assert_eq!(value.items().unwrap().count(), scanner::MAX_SPANS + 1);
+        assert_eq!(value.items().unwrap().last().unwrap().raw(), long);
+        assert_eq!(document.root().get("w").unwrap().get("x").unwrap().raw(), long);
     }
 
     proptest! {
@@ -494,19 +580,21 @@ mod tests {
             } else {
                 document.to_string()
             };
-            let field = &object(text.as_bytes()).unwrap()[0];
-            let items = field.value.items().into_iter().flatten();
-            prop_assert!(items.filter(|item| item.members().is_some()).eq(field.objects.iter().copied()));
-            prop_assert_eq!(rebuilt(field.value), tree);
+            let document = Document::strict(text.as_bytes()).unwrap();
+            prop_assert_eq!(rebuilt(document.root().get("v").unwrap()), tree);
+            prop_assert_eq!(Document::lenient(&text).unwrap(), document);
         }
 
         /// No bytes make it panic.
         #[test]
         fn arbitrary_bytes_are_an_answer_and_not_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            if let Ok(fields) = object(&bytes) {
-                for field in fields {
-                    rebuilt(field.value);
-                }
+            if let Ok(document) = Document::strict(&bytes) {
+                rebuilt(document.root());
+            }
+            if let Ok(document) = std::str::from_utf8(&bytes).map_err(drop).and_then(|text| {
+                Document::lenient(text).map_err(drop)
+            }) {
+                rebuilt(document.root());
             }
         }
     }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use self::scan::Text;
 use super::Endpoint;
 use super::sse::{self, Event, Scanner};
-use super::usage::object::{Object, elements};
+use super::usage::object::Object;
 use super::usage::{Place, Source, Tally};
 use crate::billing::{Credits, Usage};
 
@@ -286,11 +286,7 @@ pub fn whole_text(endpoint: Endpoint, body: &[u8]) -> (String, u64) {
 
 /// The objects that a body consists of; none if it is not JSON.
 fn objects(body: &str) -> Vec<Object<'_>> {
-    let body = body.strip_prefix('\u{feff}').unwrap_or(body).trim();
-    match Object::parse(body) {
-        Some(root) => vec![root],
-        None => elements(body).unwrap_or_default().into_iter().filter_map(Object::parse).collect(),
-    }
+    Object::all(body.strip_prefix('\u{feff}').unwrap_or(body).trim())
 }
 
 fn collect(endpoint: Endpoint, roots: &[Object<'_>]) -> Text {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use memchr::memmem::Finder;
 
 use self::known::Known;
-use super::json::{self, Field};
+use super::json::{self, Document, Member};
 use super::{Endpoint, Kind, attribution};
 use crate::store::Attribution;
 
@@ -176,7 +176,8 @@ pub fn read(
         Kind::Anthropic => &fields::ANTHROPIC,
         Kind::Gemini => &fields::GEMINI,
     };
-    let given = json::object(&body)?;
+    let document = Document::strict(&body)?;
+    let given: Vec<_> = document.root().members().into_iter().flatten().collect();
     let top = Known::of("", given.iter().map(|field| (&field.key, field.value)), names)?;
     fields::refuse_unmetered(endpoint, &top)?;
     let generation = match kind {
@@ -196,7 +197,7 @@ pub fn read(
     let openrouter_usage = top.object("usage", "usage", &["include"])?.flag("include")?;
     let output = fields::modalities(limits)?;
     // In Gemini's format the path names the model, and a field beside it could only differ.
-    let kept = |field: &&Field<'_>| kind != Kind::Gemini || field.key != "model";
+    let kept = |field: &&Member<'_>| kind != Kind::Gemini || field.key != "model";
     let kept: Vec<_> = given.iter().filter(kept).collect();
     Ok(Request {
         model: fields::model(kind, &top, path_model)?,

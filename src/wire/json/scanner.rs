@@ -1,14 +1,21 @@
 //! The one pass that checks a document.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
-use super::{Error, Field, Value, escape, first_mark, plain_end, unescape};
+use super::{Document, Error, LONG_BYTES, escape, first_mark, hexadecimal, plain_end, unescape};
 
 /// Objects and arrays inside each other, the outermost one included.
 const MAX_DEPTH: usize = 64;
 
-/// Names and values in one document.
+/// The same in what upstreams say, where a refusal would lose their report.
+const MAX_LENIENT_DEPTH: usize = 10_000;
+
+/// Names and values in one strict document, itself included.
 const MAX_TOKENS: usize = 1_000_000;
+
+/// Ends that are noted: enough for any conversation, and little memory for a million vectors.
+pub(super) const MAX_SPANS: usize = 1 << 16;
 
 /// Up to here, names of one object are compared in pairs, which needs no memory.
 const FEW_NAMES: usize = 16;
@@ -19,176 +26,191 @@ struct Name<'a> {
     offset: usize,
 }
 
-/// What surrounds the place that is being read.
+/// An object or an array around the place that is being read.
 #[derive(Clone, Copy)]
-enum Container {
-    Array,
-    /// With the place in [`Scanner::names`] where its names begin.
-    Object {
-        first_name: usize,
-    },
+struct Container {
+    is_object: bool,
+    /// The place in [`Scanner::names`] where its names begin.
+    first_name: usize,
+    /// Its place in [`Scanner::spans`], if it is noted there.
+    span: usize,
 }
 
-/// The one pass that checks a document.
-pub(super) struct Scanner<'a> {
+/// The one pass that checks a document, strictly or leniently.
+pub(super) struct Scanner<'a, const STRICT: bool> {
     text: &'a str,
     bytes: &'a [u8],
     at: usize,
     tokens: usize,
-    /// Names of the objects around `at`, outermost first.
+    /// Names of the objects around `at`, outermost first; of strict documents alone.
     names: Vec<Name<'a>>,
+    spans: Vec<Range<usize>>,
 }
 
-impl<'a> Scanner<'a> {
+impl<'a, const STRICT: bool> Scanner<'a, STRICT> {
     pub(super) fn new(text: &'a str) -> Self {
-        Self { text, bytes: text.as_bytes(), at: 0, tokens: 0, names: Vec::new() }
+        let spans = Vec::with_capacity(32);
+        Self { text, bytes: text.as_bytes(), at: 0, tokens: 0, names: Vec::new(), spans }
     }
 
-    /// Checks the document, and returns its fields.
-    pub(super) fn document(&mut self) -> Result<Vec<Field<'a>>, Error> {
+    /// Checks the document.
+    pub(super) fn document(mut self) -> Result<Document<'a>, Error> {
         self.space();
-        self.expect(b'{', "an object was expected")?;
-        self.space();
-        let mut fields = Vec::with_capacity(16);
-        let mut names = Vec::with_capacity(16);
-        if self.peek() != Some(b'}') {
-            loop {
-                let name = self.name()?;
-                let start = self.at;
-                let objects = self.value()?;
-                let value = Value { raw: &self.text[start..self.at] };
-                fields.push(Field { key: name.text.clone(), value, objects });
-                names.push(name);
-                self.space();
-                if self.peek() != Some(b',') {
-                    break;
-                }
-                self.at += 1;
-                self.space();
-            }
+        if STRICT && self.peek() != Some(b'{') {
+            return Err(self.wrong("an object was expected"));
         }
-        self.expect(b'}', "a comma or the end of the object was expected")?;
-        distinct(&mut names)?;
+        self.value()?;
         self.space();
         match self.peek() {
-            None => Ok(fields),
+            None => Ok(Document { text: self.text, spans: self.spans }),
             Some(_) => Err(self.wrong("something follows the document")),
         }
     }
 
     /// Checks one value with everything in it, and stands behind it. Never recurses.
-    /// Returns the objects that are items of the value, if it is an array.
-    fn value(&mut self) -> Result<Vec<Value<'a>>, Error> {
-        let mut around = [Container::Array; MAX_DEPTH];
-        // The object of `document` is around all of them.
-        let mut depth = 1;
-        let mut objects = Vec::new();
-        let mut item_start = self.at;
+    fn value(&mut self) -> Result<(), Error> {
+        let mut around: Vec<Container> = Vec::with_capacity(16);
         loop {
             self.token()?;
-            let opened = match self.peek() {
-                Some(b'{') => Some(Container::Object { first_name: self.names.len() }),
-                Some(b'[') => Some(Container::Array),
-                Some(b'"') => self.string().map(|_| None)?,
-                Some(b'-' | b'0'..=b'9') => self.number().map(|()| None)?,
-                Some(_) => self.literal().map(|()| None)?,
-                None => return Err(self.wrong("the document ends too early")),
-            };
-            if let Some(container) = opened {
-                if depth == MAX_DEPTH {
-                    return Err(self.wrong("more than 64 levels"));
-                }
-                if depth == 2 {
-                    item_start = self.at;
-                }
-                around[depth] = container;
-                depth += 1;
-                self.at += 1;
-                self.space();
-                match (container, self.peek()) {
+            match self.peek() {
+                Some(open @ (b'{' | b'[')) => {
+                    let container = self.open(open == b'{', around.len())?;
+                    around.push(container);
                     // An empty one ends below, like any other.
-                    (Container::Array, Some(b']')) | (Container::Object { .. }, Some(b'}')) => {}
-                    (Container::Array, _) => continue,
-                    (Container::Object { .. }, _) => {
-                        let name = self.name()?;
-                        self.names.push(name);
+                    let closing = if container.is_object { b'}' } else { b']' };
+                    if self.peek() != Some(closing) {
+                        if container.is_object {
+                            self.name()?;
+                        }
                         continue;
                     }
                 }
+                Some(b'"') => {
+                    self.string()?;
+                }
+                Some(b'-' | b'0'..=b'9') => self.number()?,
+                Some(_) => self.literal()?,
+                None => return Err(self.wrong("the document ends too early")),
             }
             // A value has ended here, and with it all containers that end here.
             loop {
-                if depth == 1 {
-                    return Ok(objects);
-                }
+                let Some(&container) = around.last() else { return Ok(()) };
                 self.space();
-                let container = around[depth - 1];
-                match (container, self.peek()) {
-                    (Container::Array, Some(b',')) => {
+                match self.peek() {
+                    Some(b',') => {
                         self.at += 1;
                         self.space();
+                        if container.is_object {
+                            self.name()?;
+                        }
                         break;
                     }
-                    (Container::Object { .. }, Some(b',')) => {
-                        self.at += 1;
-                        self.space();
-                        let name = self.name()?;
-                        self.names.push(name);
-                        break;
+                    Some(b'}') if container.is_object => {
+                        if STRICT {
+                            distinct(&mut self.names[container.first_name..])?;
+                            self.names.truncate(container.first_name);
+                        }
                     }
-                    (Container::Array, Some(b']')) => {}
-                    (Container::Object { first_name }, Some(b'}')) => {
-                        distinct(&mut self.names[first_name..])?;
-                        self.names.truncate(first_name);
-                    }
+                    Some(b']') if !container.is_object => {}
                     _ => return Err(self.wrong("a comma or a closing bracket was expected")),
                 }
                 self.at += 1;
-                depth -= 1;
-                if let (2, Container::Array, Container::Object { .. }) =
-                    (depth, around[1], container)
-                {
-                    objects.push(Value { raw: &self.text[item_start..self.at] });
+                if let Some(span) = self.spans.get_mut(container.span) {
+                    span.end = self.at;
                 }
+                around.pop();
             }
         }
     }
 
+    /// Begins an object or an array inside of so many others, and stands before what is in it.
+    fn open(&mut self, is_object: bool, depth: usize) -> Result<Container, Error> {
+        if STRICT && depth == MAX_DEPTH {
+            return Err(self.wrong("more than 64 levels"));
+        }
+        if depth == MAX_LENIENT_DEPTH {
+            return Err(self.wrong("more than 10,000 levels"));
+        }
+        let span = self.note(self.at, 0);
+        self.at += 1;
+        self.space();
+        Ok(Container { is_object, first_name: self.names.len(), span })
+    }
+
+    /// Notes where something stands, and says where that is noted.
+    fn note(&mut self, start: usize, end: usize) -> usize {
+        if self.spans.len() == MAX_SPANS {
+            return usize::MAX;
+        }
+        self.spans.push(start..end);
+        self.spans.len() - 1
+    }
+
     /// Checks a name and its colon, and stands before the value.
-    fn name(&mut self) -> Result<Name<'a>, Error> {
+    fn name(&mut self) -> Result<(), Error> {
         self.token()?;
         if self.peek() != Some(b'"') {
             return Err(self.wrong("a name in quotes was expected"));
         }
         let offset = self.at;
-        let quoted = self.string()?;
+        let (quoted, escaped) = self.string()?;
         self.space();
-        self.expect(b':', "a colon was expected")?;
+        if self.peek() != Some(b':') {
+            return Err(self.wrong("a colon was expected"));
+        }
+        self.at += 1;
         self.space();
-        Ok(Name { text: unescape(quoted), offset })
+        if STRICT {
+            let text = if escaped { unescape(quoted) } else { Cow::Borrowed(quoted) };
+            self.names.push(Name { text, offset });
+        }
+        Ok(())
     }
 
-    /// Checks a string whose quote is next, and returns what stands between the quotes.
-    fn string(&mut self) -> Result<&'a str, Error> {
+    /// Checks a string whose quote is next, and returns what stands between the quotes, and
+    /// whether there are escapes in it.
+    fn string(&mut self) -> Result<(&'a str, bool), Error> {
         let start = self.at + 1;
         let mut at = start;
+        let mut escaped = false;
         loop {
-            at = escaped_end(self.bytes, at);
             at = plain_end(self.bytes, at);
             at = match (self.bytes.get(at), self.bytes.get(at + 1)) {
                 (None, _) => return Err(self.wrong("a string does not end")),
                 (Some(b'"'), _) => break,
                 // The common escapes need no decoding to be passed.
-                (Some(b'\\'), Some(b'n' | b't' | b'r' | b'"' | b'\\' | b'/')) => at + 2,
-                (Some(b'\\'), _) => escape(self.bytes, at)?.1,
+                (Some(b'\\'), Some(b'n' | b't' | b'r' | b'"' | b'\\' | b'/')) => {
+                    escaped_end(self.bytes, at + 2)
+                }
+                (Some(b'\\'), _) => self.rare_escape(at)?,
                 (Some(_), _) => {
                     let reason = "a control character in a string";
                     return Err(Error::Syntax { reason, offset: at });
                 }
             };
+            escaped = true;
         }
         self.at = at + 1;
-        Ok(&self.text[start..at])
+        if self.at - start > LONG_BYTES {
+            self.note(start - 1, self.at);
+        }
+        Ok((&self.text[start..at], escaped))
+    }
+
+    /// Where the escape at `at` ends.
+    fn rare_escape(&self, at: usize) -> Result<usize, Error> {
+        match escape(self.bytes, at) {
+            Ok((_, end)) => Ok(end),
+            // Half of a surrogate pair.
+            Err(_)
+                if !STRICT
+                    && self.bytes.get(at + 1) == Some(&b'u')
+                    && hexadecimal(self.bytes, at + 2).is_some() =>
+            {
+                Ok(at + 6)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn number(&mut self) -> Result<(), Error> {
@@ -234,7 +256,7 @@ impl<'a> Scanner<'a> {
     /// Counts a name or a value.
     fn token(&mut self) -> Result<(), Error> {
         self.tokens += 1;
-        if self.tokens > MAX_TOKENS {
+        if STRICT && self.tokens > MAX_TOKENS {
             return Err(self.wrong("more than 1,000,000 names and values"));
         }
         Ok(())
@@ -248,14 +270,6 @@ impl<'a> Scanner<'a> {
 
     fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
-    }
-
-    fn expect(&mut self, byte: u8, reason: &'static str) -> Result<(), Error> {
-        if self.peek() != Some(byte) {
-            return Err(self.wrong(reason));
-        }
-        self.at += 1;
-        Ok(())
     }
 
     fn wrong(&self, reason: &'static str) -> Error {
@@ -319,7 +333,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::json::object;
+
+    fn object(document: &[u8]) -> Result<Document<'_>, Error> {
+        Document::strict(document)
+    }
 
     fn syntax(document: &[u8]) -> (&'static str, usize) {
         match object(document) {
@@ -409,11 +426,11 @@ mod tests {
 
     #[test]
     fn a_million_tokens_pass_and_one_more_does_not() {
-        // The name and the array are two.
+        // The object, the name and the array are three.
         let numbers = |count: usize| format!(r#"{{"a":[{}0]}}"#, "0,".repeat(count - 1));
-        assert!(object(numbers(MAX_TOKENS - 2).as_bytes()).is_ok());
+        assert!(object(numbers(MAX_TOKENS - 3).as_bytes()).is_ok());
         assert_eq!(
-            syntax(numbers(MAX_TOKENS - 1).as_bytes()).0,
+            syntax(numbers(MAX_TOKENS - 2).as_bytes()).0,
             "more than 1,000,000 names and values"
         );
     }

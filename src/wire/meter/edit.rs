@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
-use crate::wire::usage::object::{Object, elements};
+use crate::wire::usage::object::Object;
 
 /// Whether an event is nothing but the usage that `include_usage` adds at the end.
 pub fn is_usage_chunk(data: &str) -> bool {
     let Some(root) = Object::parse(data) else { return false };
-    let no_choices = root.get("choices").and_then(elements).is_some_and(|list| list.is_empty());
+    let no_choices = root.items("choices").is_some_and(|list| list.is_empty());
     let others = ["error", "prompt_filter_results"];
     no_choices && root.object("usage").is_some() && !others.iter().any(|name| root.has(name))
 }
@@ -20,7 +20,7 @@ pub fn final_usage(data: &str, finished: bool) -> Option<Range<usize>> {
     let root = Object::parse(data)?;
     let usage = root.get("usage")?;
     let object = Object::parse(usage)?;
-    let no_choices = root.get("choices").and_then(elements).is_none_or(|list| list.is_empty());
+    let no_choices = root.items("choices").is_none_or(|list| list.is_empty());
     let is_final = no_choices || finished || object.has("cost");
     is_final.then(|| range_in(data, usage))
 }

@@ -91,7 +91,7 @@ impl State {
     pub fn note_grounding(&mut self, candidates: &[Object<'_>]) {
         for candidate in candidates {
             let Some(grounding) = candidate.object("groundingMetadata") else { continue };
-            let queries = grounding.get("webSearchQueries").and_then(super::object::elements);
+            let queries = grounding.items("webSearchQueries");
             let chunks = grounding.objects("groundingChunks");
             let on_maps = chunks.iter().any(|chunk| chunk.has("maps"));
             for query in queries.unwrap_or_default() {

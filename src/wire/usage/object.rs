@@ -4,11 +4,12 @@
 //! a count. Where a name stands twice the last one holds, as for every `JSON.parse`.
 
 use std::borrow::Cow;
+use std::ops::Range;
+use std::rc::Rc;
 
 use rust_decimal::Decimal;
-use serde_json::value::RawValue;
 
-use crate::wire::json::Value;
+use crate::wire::json::Document;
 
 /// More members than any object that is read here has.
 const MAX_MEMBERS: usize = 4096;
@@ -20,36 +21,71 @@ const MAX_COUNT: u64 = 1 << 53;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalid;
 
-/// A JSON object: its names, and the texts of their values, which were checked with it.
+/// A JSON object: its names, and where their values stand in the document, which was checked as
+/// a whole.
 #[derive(Debug, Default)]
-pub struct Object<'a>(Vec<(Cow<'a, str>, &'a str)>);
+pub struct Object<'a> {
+    members: Vec<(Cow<'a, str>, Range<usize>)>,
+    /// `None` for an object that is nowhere.
+    document: Option<Rc<Document<'a>>>,
+}
 
 impl<'a> Object<'a> {
     /// Reads one object. `None`: the text is something else.
     pub fn parse(text: &'a str) -> Option<Self> {
-        // The whole text is checked here, once; what is inside is only looked up after that.
-        let checked: &RawValue = serde_json::from_str(text).ok()?;
-        Self::within(checked.get())
+        let document = Document::lenient(text).ok()?;
+        let place = document.root_range();
+        Self::within(&Rc::new(document), place)
     }
 
-    /// Reads an object that is part of a checked text.
-    fn within(checked: &'a str) -> Option<Self> {
+    /// Reads a text that is one object, or a list of which those that are objects count.
+    pub fn all(text: &'a str) -> Vec<Self> {
+        let Ok(document) = Document::lenient(text).map(Rc::new) else { return Vec::new() };
+        let root = document.root_range();
+        match Self::within(&document, root.clone()) {
+            Some(object) => vec![object],
+            None => {
+                items(&document, root).filter_map(|item| Self::within(&document, item)).collect()
+            }
+        }
+    }
+
+    /// Reads an object that stands at a place of a document; `None`: it is something else.
+    fn within(document: &Rc<Document<'a>>, place: Range<usize>) -> Option<Self> {
+        if !document.text(place.clone()).starts_with('{') {
+            return None;
+        }
         // Nearly all that is read has fewer.
         let mut members = Vec::with_capacity(16);
-        let all = Value::checked(checked).members()?.take(MAX_MEMBERS + 1);
-        members.extend(all.map(|member| (member.key, member.value.raw())));
-        (members.len() <= MAX_MEMBERS).then_some(Self(members))
+        let mut at = place.start + 1;
+        while let Some((name, value)) = document.member(at) {
+            at = value.end;
+            if members.len() == MAX_MEMBERS {
+                return None;
+            }
+            members.push((name, value));
+        }
+        Some(Self { members, document: Some(Rc::clone(document)) })
     }
 
     /// Names and the texts of their values, as they come.
     pub fn members(&self) -> impl Iterator<Item = (&str, &'a str)> {
-        self.0.iter().map(|(name, value)| (name.as_ref(), *value))
+        self.members.iter().filter_map(|(name, place)| {
+            let document = self.document.as_ref()?;
+            Some((name.as_ref(), document.text(place.clone())))
+        })
+    }
+
+    /// Where a value stands that is neither missing nor `null`.
+    fn find(&self, name: &str) -> Option<(&Rc<Document<'a>>, Range<usize>)> {
+        let (_, place) = self.members.iter().rev().find(|(key, _)| key == name)?;
+        let document = self.document.as_ref()?;
+        (document.text(place.clone()) != "null").then(|| (document, place.clone()))
     }
 
     /// The text of a value that is neither missing nor `null`.
     pub fn get(&self, name: &str) -> Option<&'a str> {
-        let (_, text) = self.0.iter().rev().find(|(key, _)| key == name)?;
-        (*text != "null").then_some(text)
+        self.find(name).map(|(document, place)| document.text(place))
     }
 
     /// Whether there is such a value, and it is not `null`.
@@ -59,7 +95,8 @@ impl<'a> Object<'a> {
 
     /// A value that is an object.
     pub fn object(&self, name: &str) -> Option<Object<'a>> {
-        Object::within(self.get(name)?)
+        let (document, place) = self.find(name)?;
+        Object::within(document, place)
     }
 
     /// The first of these values that is an object; an empty one if none is.
@@ -69,8 +106,19 @@ impl<'a> Object<'a> {
 
     /// The objects of a value that is an array.
     pub fn objects(&self, name: &str) -> Vec<Object<'a>> {
-        let items = self.get(name).and_then(|text| Value::checked(text).items());
-        items.into_iter().flatten().filter_map(|item| Object::within(item.raw())).collect()
+        let found = self.find(name).into_iter();
+        found
+            .flat_map(|(document, place)| {
+                items(document, place).filter_map(|item| Object::within(document, item))
+            })
+            .collect()
+    }
+
+    /// The texts of the items of a value that is an array.
+    pub fn items(&self, name: &str) -> Option<Vec<&'a str>> {
+        let (document, place) = self.find(name)?;
+        let is_list = document.text(place.clone()).starts_with('[');
+        is_list.then(|| items(document, place).map(|item| document.text(item)).collect())
     }
 
     /// A value that is a string.
@@ -99,10 +147,18 @@ impl<'a> Object<'a> {
     }
 }
 
-/// The texts of the elements of an array.
-pub fn elements(text: &str) -> Option<Vec<&str>> {
-    let values: Vec<&RawValue> = serde_json::from_str(text).ok()?;
-    Some(values.into_iter().map(RawValue::get).collect())
+/// Where the items of an array stand; none if it is no array.
+fn items<'d>(
+    document: &'d Document<'_>,
+    place: Range<usize>,
+) -> impl Iterator<Item = Range<usize>> + 'd {
+    let is_list = document.text(place.clone()).starts_with('[');
+    let mut at = place.start + 1;
+    std::iter::from_fn(move || {
+        let item = is_list.then(|| document.item(at)).flatten()?;
+        at = item.end;
+        Some(item)
+    })
 }
 
 /// A whole number of tokens, written as `12`, `12.0`, `1.2e1` or `"12"`.
