@@ -29,7 +29,7 @@ use body::Body;
 use error::Error;
 use forward::{Extras, Upstream};
 use refused::Refusals;
-use settle::{Bill, End, Opening};
+use settle::{Bill, Opening};
 use survive::Surviving;
 
 mod accept;
@@ -163,22 +163,30 @@ struct Shape {
 }
 
 /// The life of a request. Every failure becomes a reply in `error`.
-pub async fn serve(ctx: Arc<Context>, request: Request<Incoming>, peer: IpAddr) -> Reply {
-    let id = new_id();
-    let mut shape = Shape::default();
+pub fn serve(
+    ctx: Arc<Context>,
+    request: Request<Incoming>,
+    peer: IpAddr,
+) -> impl Future<Output = Reply> {
     let (head, mut body) = request.into_parts();
-    let (reply, is_coming) = match answer(&ctx, &id, &head, &mut body, peer, &mut shape).await {
-        Ok(reply) => (reply, true),
-        Err(error) => {
-            let is_coming = !matches!(error, Error::BodyTimeout | Error::BodyCut(_));
-            (error.into_reply(shape.endpoint, shape.stream, &id), is_coming)
+    // A block, as everywhere on the way of a request: the arguments of an `async fn` take their
+    // room twice, and what is larger than a kilobyte takes `malloc` many times as long.
+    async move {
+        let id = new_id();
+        let mut shape = Shape::default();
+        let (reply, is_coming) = match answer(&ctx, &id, &head, &mut body, peer, &mut shape).await {
+            Ok(reply) => (reply, true),
+            Err(error) => {
+                let is_coming = !matches!(error, Error::BodyTimeout | Error::BodyCut(_));
+                (error.into_reply(shape.endpoint, shape.stream, &id), is_coming)
+            }
+        };
+        // A client that waits for a 100 does not send what was refused.
+        if is_coming && !body.is_end_stream() && !head.headers.contains_key(header::EXPECT) {
+            tokio::spawn(discard(body, ctx.config.max_body_bytes));
         }
-    };
-    // A client that waits for a 100 does not send what was refused.
-    if is_coming && !body.is_end_stream() && !head.headers.contains_key(header::EXPECT) {
-        tokio::spawn(discard(body, ctx.config.max_body_bytes));
+        finish(&ctx, reply, shape.endpoint, id)
     }
-    finish(&ctx, reply, shape.endpoint, id)
 }
 
 /// The reply to one request too many.
@@ -236,23 +244,10 @@ async fn answer(
         Route::Me => return answer::me(ctx, &key).await,
     };
     let body = read(ctx, body).await?;
-    let mut request = request::read(endpoint, path_model.as_deref(), body, &ctx.gate)?;
-    if endpoint == Endpoint::StreamGenerate {
-        // Without `alt=sse` the reply is one JSON array.
-        request.stream = head.uri.query() == Some("alt=sse");
-    }
-    shape.stream = request.stream;
-    let target = route::find(ctx, &key, endpoint, &request)?;
-    route::check_owner(ctx, &key, &request).await?;
-    let call = Call {
-        id: id.to_owned(),
-        endpoint,
-        extras: Extras::read(&head.headers, &ctx.config),
-        request,
-        target,
-    };
+    let call = understand(ctx, &key, id, head, endpoint, path_model.as_deref(), body, shape)?;
+    route::check_owner(ctx, &key, &call.request).await?;
     if endpoint == Endpoint::CountTokens {
-        return reply::count_tokens(ctx, &key, &call).await;
+        return Box::pin(reply::count_tokens(ctx, &key, &call)).await;
     }
     let bill = admit(ctx, &key, &head.headers, &call, started).await?;
     let client = bill.client();
@@ -263,6 +258,29 @@ async fn answer(
         // Nothing has been said to the client yet; dropped, the bill settles itself.
         () = ctx.stop.cancelled() => Err(Error::Draining),
     }
+}
+
+/// Reads what is asked for, and finds where it goes.
+#[expect(clippy::too_many_arguments, reason = "all that is known of the request at this step")]
+fn understand(
+    ctx: &Context,
+    key: &Key,
+    id: &str,
+    head: &Parts,
+    endpoint: Endpoint,
+    path_model: Option<&str>,
+    body: Bytes,
+    shape: &mut Shape,
+) -> Result<Box<Call>, Error> {
+    let mut request = request::read(endpoint, path_model, body, &ctx.gate)?;
+    if endpoint == Endpoint::StreamGenerate {
+        // Without `alt=sse` the reply is one JSON array.
+        request.stream = head.uri.query() == Some("alt=sse");
+    }
+    shape.stream = request.stream;
+    let target = route::find(ctx, key, endpoint, &request)?;
+    let extras = Extras::read(&head.headers, &ctx.config);
+    Ok(Box::new(Call { id: id.to_owned(), endpoint, extras, request, target }))
 }
 
 /// A request that is understood and has somewhere to go.
@@ -292,9 +310,9 @@ async fn read(ctx: &Context, body: &mut Incoming) -> Result<Bytes, Error> {
             if first.len() + all.len() + data.len() > limit_bytes {
                 return Err(Error::BodyTooLarge { limit_bytes });
             }
-            // Most bodies are one frame, which is kept as it came.
+            // Most bodies are one frame.
             if first.is_empty() && all.is_empty() {
-                first = data;
+                first = apart(data);
             } else {
                 if all.is_empty() {
                     let expected = usize::try_from(body.size_hint().lower()).unwrap_or_default();
@@ -337,17 +355,17 @@ async fn admit(
             attribution: attribute(headers, request, key),
             stream: request.stream,
             asks_1h_cache: request.asks_1h_cache,
-            body: apart(request.body()),
+            body: request.body().clone(),
             started,
         },
     ))
 }
 
 /// A body to keep while the reply streams. A small one is copied, because it lies in the
-/// buffer of its connection, which is many times as large.
-fn apart(body: &Bytes) -> Bytes {
+/// buffer of its connection, which is many times as large and would have to be made anew.
+fn apart(body: Bytes) -> Bytes {
     const SMALL_BYTES: usize = 16 << 10;
-    if body.len() < SMALL_BYTES { Bytes::copy_from_slice(body) } else { body.clone() }
+    if body.len() < SMALL_BYTES { Bytes::copy_from_slice(&body) } else { body }
 }
 
 /// Whom and what a request was for: its headers, its body, and the key's own tag.
@@ -363,20 +381,15 @@ fn attribute(headers: &HeaderMap, request: &request::Request, key: &Key) -> Attr
 }
 
 /// Sends the request upstream and turns what comes back into the reply.
-async fn exchange(ctx: Arc<Context>, call: Call, mut bill: Bill) -> Result<Reply, Error> {
-    let client = bill.client();
-    let sent = |upstream: &str| bill.sent(upstream);
-    match route::forward(&ctx, &call, sent, || !client.is_gone()).await {
-        Ok((upstream, reply)) => {
-            if reply.status().is_success() {
-                bill.answered();
-            }
-            reply::pass(&ctx, &call, upstream, reply, bill).await
-        }
-        Err(error) => {
-            let status = error.parts().0.as_u16();
-            bill.settle(End::failed(status)).await?;
-            Err(error)
-        }
+fn exchange(
+    ctx: Arc<Context>,
+    call: Box<Call>,
+    mut bill: Bill,
+) -> impl Future<Output = Result<Reply, Error>> {
+    async move {
+        let client = bill.client();
+        let sent = |upstream: &str| bill.sent(upstream);
+        let forwarded = route::forward(&ctx, &call, sent, || !client.is_gone()).await;
+        reply::pass(&ctx, &call, forwarded, bill).await
     }
 }

@@ -244,7 +244,7 @@ impl Upstream {
                         headers.insert(name, value.clone());
                     });
                     *request.uri_mut() = uri;
-                    match client.request(request).await {
+                    match Box::pin(client.request(request)).await {
                         Ok(reply) => Ok(reply.map(Incoming::Any)),
                         Err(error) if error.is_connect() => Err(Failure::Unsent(error.into())),
                         Err(error) => Err(Failure::Uncertain(error.into())),

@@ -1,10 +1,12 @@
 //! From the upstream's reply to the client's: streams are tapped, others are read whole,
 //! refusals are put into our own words where the upstream's would mislead.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE};
+use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tokio::time::Instant;
 
@@ -23,74 +25,106 @@ use crate::wire::sse::looks_like_events;
 /// The largest refusal of an upstream that is read.
 const MAX_REFUSAL_BYTES: usize = 64 * 1024;
 
-/// Turns a reply of an upstream into one for the client, and sees to its settlement.
-///
-/// # Errors
-///
-/// What the client is told instead; it is settled then.
-pub async fn pass(
-    ctx: &Arc<Context>,
-    call: &Call,
-    upstream: &Upstream,
-    reply: Response<Incoming>,
+/// A reply to the client on its way, or what the client is told instead; it is settled then.
+/// In a box, so that it and the wait for the upstream before it do not both take room.
+type Passing<'a> = Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send + 'a>>;
+
+/// Turns what came of an upstream into a reply for the client, and sees to its settlement.
+pub fn pass<'a>(
+    ctx: &'a Arc<Context>,
+    call: &'a Call,
+    forwarded: Result<(&'a Upstream, Response<Incoming>), Error>,
     mut bill: Bill,
-) -> Result<Reply, Error> {
+) -> Passing<'a> {
+    let (upstream, reply) = match forwarded {
+        Ok(forwarded) => forwarded,
+        Err(error) => return fail(bill, error),
+    };
     let (head, body) = reply.into_parts();
-    let mut body = match decoder(&head.headers) {
+    if head.status.is_success() {
+        bill.answered();
+    }
+    let body = match decoder(&head.headers) {
         Ok(decoder) => meter::Upstream::new(body, decoder),
-        Err(error) => return fail(bill, error).await,
+        Err(error) => return fail(bill, error),
     };
-    if !head.status.is_success() {
-        let refusal = refusal(head.status, &head.headers, &mut body, upstream).await;
-        let status = match &refusal {
-            Ok(reply) => reply.status(),
-            Err(error) => error.parts().0,
-        };
-        let mut end = End::failed(status.as_u16());
-        // A refusal is an answer, not a fault.
-        end.ending = Ending::Whole;
-        end.reading.failed = true;
-        bill.settle(end).await?;
-        return refusal;
+    if head.status.is_success() {
+        Box::pin(pass_success(ctx, call, upstream, head, body, bill))
+    } else {
+        Box::pin(pass_refusal(upstream, head, body, bill))
     }
-    let content_type = head.headers.get(CONTENT_TYPE).cloned();
-    let kind = content_type.as_ref().and_then(|value| value.to_str().ok());
-    let deadline = Instant::now() + ctx.config.total_timeout;
-    let first = match tokio::time::timeout(upstream.idle_timeout, body.next()).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(Stop::End)) => Bytes::new(),
-        Ok(Err(Stop::Cut)) => return fail(bill, Error::UpstreamCut).await,
-        Err(_) => return fail(bill, Error::UpstreamTimeout).await,
+}
+
+/// An upstream has refused: that is an answer, not a fault.
+async fn pass_refusal(
+    upstream: &Upstream,
+    head: Parts,
+    mut body: meter::Upstream,
+    bill: Bill,
+) -> Result<Reply, Error> {
+    let refusal = refusal(head.status, &head.headers, &mut body, upstream).await;
+    let status = match &refusal {
+        Ok(reply) => reply.status(),
+        Err(error) => error.parts().0,
     };
-    bill.first_byte();
-    if !looks_like_events(kind, &first) {
-        let bytes = match collect(ctx, upstream, first, &mut body, deadline).await {
-            Ok(bytes) => bytes,
-            Err(error) => return fail(bill, error).await,
+    let mut end = End::failed(status.as_u16());
+    end.ending = Ending::Whole;
+    end.reading.failed = true;
+    bill.settle(end).await?;
+    refusal
+}
+
+fn pass_success<'a>(
+    ctx: &'a Arc<Context>,
+    call: &'a Call,
+    upstream: &'a Upstream,
+    head: Parts,
+    mut body: meter::Upstream,
+    mut bill: Bill,
+) -> impl Future<Output = Result<Reply, Error>> + use<'a> {
+    async move {
+        let content_type = head.headers.get(CONTENT_TYPE).cloned();
+        let kind = content_type.as_ref().and_then(|value| value.to_str().ok());
+        let deadline = Instant::now() + ctx.config.total_timeout;
+        let first = match tokio::time::timeout(upstream.idle_timeout, body.next()).await {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(Stop::End)) => Bytes::new(),
+            Ok(Err(Stop::Cut)) => return fail(bill, Error::UpstreamCut).await,
+            Err(_) => return fail(bill, Error::UpstreamTimeout).await,
         };
-        return whole(call, head.status, content_type, bytes, bill).await;
+        bill.first_byte();
+        if !looks_like_events(kind, &first) {
+            let bytes = match collect(ctx, upstream, first, &mut body, deadline).await {
+                Ok(bytes) => bytes,
+                Err(error) => return fail(bill, error).await,
+            };
+            return whole(call, head.status, content_type, bytes, bill).await;
+        }
+        body.unread(first);
+        let stream = Stream {
+            body,
+            meter: Meter::stream(call.endpoint, edit(ctx, call, upstream)),
+            bill,
+            endpoint: call.endpoint,
+            idle_timeout: upstream.idle_timeout,
+            deadline,
+            status: head.status.as_u16(),
+        };
+        let tap = Tap::new(ctx, stream);
+        let mut reply = reply_with(head.status, content_type, Body::Tap(Box::new(tap)));
+        // Reverse proxies such as nginx must not gather the events.
+        reply.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+        Ok(reply)
     }
-    body.unread(first);
-    let stream = Stream {
-        body,
-        meter: Meter::stream(call.endpoint, edit(ctx, call, upstream)),
-        bill,
-        endpoint: call.endpoint,
-        idle_timeout: upstream.idle_timeout,
-        deadline,
-        status: head.status.as_u16(),
-    };
-    let tap = Tap::new(ctx, stream);
-    let mut reply = reply_with(head.status, content_type, Body::Tap(Box::new(tap)));
-    // Reverse proxies such as nginx must not gather the events.
-    reply.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
-    Ok(reply)
 }
 
 /// Settles a request that the upstream failed, and tells the client.
-async fn fail(bill: Bill, error: Error) -> Result<Reply, Error> {
-    bill.settle(End::failed(error.parts().0.as_u16())).await?;
-    Err(error)
+fn fail<'a>(bill: Bill, error: Error) -> Passing<'a> {
+    let settling = bill.settle(End::failed(error.parts().0.as_u16()));
+    Box::pin(async move {
+        settling.await?;
+        Err(error)
+    })
 }
 
 fn decoder(headers: &HeaderMap) -> Result<Option<Decoder>, Error> {

@@ -171,7 +171,7 @@ impl Bill {
     pub fn settle(mut self, end: End) -> Settling {
         let facts = self.facts.take().expect("only settling and dropping take it, once");
         self.ctx.metrics.in_flight.dec();
-        Surviving::new(&self.ctx, settle(Arc::clone(&self.ctx), *facts, end))
+        Surviving::new(&self.ctx, settle(Arc::clone(&self.ctx), facts, Box::new(end)))
     }
 }
 
@@ -192,7 +192,7 @@ impl Drop for Bill {
         let ctx = Arc::clone(&self.ctx);
         self.ctx.spawn(async move {
             let id = facts.opening.id.clone();
-            if let Err(error) = settle(ctx, *facts, end).await {
+            if let Err(error) = settle(ctx, facts, Box::new(end)).await {
                 tracing::error!(request.id = id, "unsettled: {error}");
             }
         });
@@ -205,11 +205,32 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 async fn settle(
     ctx: Arc<Context>,
-    mut facts: Facts,
-    end: End,
+    mut facts: Box<Facts>,
+    end: Box<End>,
 ) -> Result<(Settled, Credits), Error> {
-    let Measured { usage, charge, source, outcome, mut flags } =
-        measure(&ctx, &mut facts, &end).await;
+    let measured = measure(&ctx, &mut facts, &end).await;
+    let charge = measured.charge;
+    let owner = facts.opening.account.clone();
+    let is_response = facts.opening.endpoint == Endpoint::Responses;
+    let object = end.reading.response_id.clone().filter(|_| is_response);
+    let settled = ctx.store.settle(row(&ctx, *facts, *end, measured));
+    let committed = async {
+        let Some(object) = object else { return settled.await };
+        // Both wait for the same commit.
+        let (owned, settled) = tokio::join!(ctx.store.own(&owner, &object), settled);
+        owned.and(settled)
+    };
+    let committed = tokio::time::timeout(PATIENCE, committed).await;
+    ctx.alerts.touch(&owner);
+    match committed {
+        Ok(settled) => Ok((settled.map_err(Error::Ledger)?, charge)),
+        Err(_) => Err(Error::Ledger(StoreError::Unavailable("a debit waits for the disk".into()))),
+    }
+}
+
+/// The row of a request.
+fn row(ctx: &Context, facts: Facts, end: End, measured: Measured) -> Settlement {
+    let Measured { usage, charge, source, outcome, mut flags } = measured;
     let Facts { opening, ttft, upstream, answered, .. } = facts;
     if answered && matches!(outcome, Outcome::UpstreamCut | Outcome::UpstreamError) {
         ctx.upstream_cut_off(&upstream);
@@ -235,21 +256,7 @@ async fn settle(
         flags: flags.join(","),
     };
     log(&settlement);
-    let object = end.reading.response_id.filter(|_| opening.endpoint == Endpoint::Responses);
-    let owner = settlement.account.clone();
-    let committed = async {
-        let Some(object) = object else { return ctx.store.settle(settlement).await };
-        // Both wait for the same commit.
-        let (owned, settled) =
-            tokio::join!(ctx.store.own(&owner, &object), ctx.store.settle(settlement));
-        owned.and(settled)
-    };
-    let committed = tokio::time::timeout(PATIENCE, committed).await;
-    ctx.alerts.touch(&owner);
-    match committed {
-        Ok(settled) => Ok((settled.map_err(Error::Ledger)?, charge)),
-        Err(_) => Err(Error::Ledger(StoreError::Unavailable("a debit waits for the disk".into()))),
-    }
+    settlement
 }
 
 /// What a request used and costs.
@@ -281,7 +288,7 @@ async fn measure(ctx: &Context, facts: &mut Facts, end: &End) -> Measured {
     }
     let with_output = !matches!(basis, Basis::Estimate { output: false });
     let body = std::mem::take(&mut facts.opening.body);
-    let usage = estimated(facts, end, body, with_output).await;
+    let usage = Box::pin(estimated(facts, end, body, with_output)).await;
     // Our own counts are bounded by the bytes that passed, so that they always have a price.
     let priced = price::priced(ctx, &model, asks_1h, usage, &end.reading, &mut flags);
     let (usage, charge) = priced.unwrap_or_default();

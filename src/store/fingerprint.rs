@@ -12,11 +12,11 @@ pub(super) type Fingerprint = [u8; 8];
 /// What makes two settlements of one id the same: what was used, by whom, and what it costs.
 pub(super) fn of_settlement(settlement: &Settlement) -> Fingerprint {
     let Settlement { key, model, usage, charge, .. } = settlement;
-    let mut hash = Sha256::new();
-    hash.update(b"settle");
-    update_text(&mut hash, key);
-    update_text(&mut hash, model);
-    hash.update(charge.nano().to_le_bytes());
+    let mut content = Vec::with_capacity(256);
+    content.extend(b"settle");
+    add_text(&mut content, key);
+    add_text(&mut content, model);
+    content.extend(charge.nano().to_le_bytes());
     let counts = [
         usage.input,
         usage.cached,
@@ -31,59 +31,60 @@ pub(super) fn of_settlement(settlement: &Settlement) -> Fingerprint {
         usage.output_image,
     ];
     for count in counts {
-        hash.update(count.to_le_bytes());
+        content.extend(count.to_le_bytes());
     }
     for (call, count) in &usage.calls {
-        update_text(&mut hash, call);
-        hash.update(count.to_le_bytes());
+        add_text(&mut content, call);
+        content.extend(count.to_le_bytes());
     }
-    cut(hash)
+    cut(&content)
 }
 
 /// Kind, amount, note and expiry, as asked.
 pub(super) fn of_grant(grant: &Grant) -> Fingerprint {
-    let mut hash = Sha256::new();
-    hash.update(b"grant");
-    update_text(&mut hash, grant.kind.name());
-    hash.update(grant.amount.nano().to_le_bytes());
-    update_text(&mut hash, &grant.note);
+    let mut content = Vec::with_capacity(256);
+    content.extend(b"grant");
+    add_text(&mut content, grant.kind.name());
+    content.extend(grant.amount.nano().to_le_bytes());
+    add_text(&mut content, &grant.note);
     match grant.expires {
         None => {}
         Some(Expiry::At(at)) => {
-            hash.update(b"at");
-            hash.update(at.to_le_bytes());
+            content.extend(b"at");
+            content.extend(at.to_le_bytes());
         }
         Some(Expiry::After(wait)) => {
-            hash.update(b"after");
-            hash.update(wait.as_millis().to_le_bytes());
+            content.extend(b"after");
+            content.extend(wait.as_millis().to_le_bytes());
         }
     }
-    cut(hash)
+    cut(&content)
 }
 
 /// What is undone, how much of it, and why.
 pub(super) fn of_undo(kind: Kind, undo: &Undo) -> Fingerprint {
-    let mut hash = Sha256::new();
-    update_text(&mut hash, kind.name());
-    update_text(&mut hash, &undo.of);
-    update_text(&mut hash, &undo.amount.map(|amount| amount.to_string()).unwrap_or_default());
-    update_text(&mut hash, &undo.note);
-    cut(hash)
+    let mut content = Vec::with_capacity(256);
+    add_text(&mut content, kind.name());
+    add_text(&mut content, &undo.of);
+    add_text(&mut content, &undo.amount.map(|amount| amount.to_string()).unwrap_or_default());
+    add_text(&mut content, &undo.note);
+    cut(&content)
 }
 
 /// Closing has no content.
 pub(super) fn of_closing() -> Fingerprint {
-    cut(Sha256::new_with_prefix(b"close"))
+    cut(b"close")
 }
 
-fn cut(hash: Sha256) -> Fingerprint {
-    let whole: [u8; 32] = hash.finalize().into();
+/// Of the whole content at once: many small updates take longer than the hash itself.
+fn cut(content: &[u8]) -> Fingerprint {
+    let whole: [u8; 32] = Sha256::digest(content).into();
     let [a, b, c, d, e, f, g, h, ..] = whole;
     [a, b, c, d, e, f, g, h]
 }
 
 /// With its length, so that two texts never run into one another.
-fn update_text(hash: &mut Sha256, text: &str) {
-    hash.update((text.len() as u64).to_le_bytes());
-    hash.update(text);
+fn add_text(content: &mut Vec<u8>, text: &str) {
+    content.extend((text.len() as u64).to_le_bytes());
+    content.extend(text.as_bytes());
 }

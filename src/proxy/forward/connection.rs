@@ -84,28 +84,30 @@ impl Connection {
     /// # Errors
     ///
     /// [`Broken`]. Dropped before it is ready, the connection is closed.
-    pub async fn exchange(
+    pub fn exchange(
         mut self,
         head: Bytes,
         body: Bytes,
         pool: &Arc<Pool>,
-    ) -> Result<Response<Incoming>, Broken> {
+    ) -> impl Future<Output = Result<Response<Incoming>, Broken>> {
         (self.head, self.body, self.began) = (head, body, false);
-        let mut before = Vec::new();
-        let Arrived { head, ahead, is_clean } =
-            std::future::poll_fn(|cx| self.poll_head(cx, &mut before)).await?;
-        let mut incoming = Incoming {
-            body: head.body,
-            ahead: ahead.into(),
-            connection: Some(self),
-            keeps_alive: head.keeps_alive && is_clean,
-            pool: Arc::clone(pool),
-        };
-        incoming.give_back_if_over();
-        let mut reply = Response::new(incoming);
-        *reply.status_mut() = head.status;
-        *reply.headers_mut() = head.headers;
-        Ok(reply)
+        async move {
+            let mut before = Vec::new();
+            let arrived = std::future::poll_fn(|cx| self.poll_head(cx, &mut before)).await?;
+            let Arrived { head, ahead, is_clean } = arrived;
+            let mut incoming = Incoming {
+                body: head.body,
+                ahead: ahead.into(),
+                connection: Some(self),
+                keeps_alive: head.keeps_alive && is_clean,
+                pool: Arc::clone(pool),
+            };
+            incoming.give_back_if_over();
+            let mut reply = Response::new(incoming);
+            *reply.status_mut() = head.status;
+            *reply.headers_mut() = head.headers;
+            Ok(reply)
+        }
     }
 
     fn poll_head(

@@ -56,7 +56,7 @@ impl Pool {
                 Err(Broken::Unsent(_)) => {}
             }
         }
-        let connecting = self.connector.clone().oneshot(self.origin.clone());
+        let connecting = Box::pin(self.connector.clone().oneshot(self.origin.clone()));
         let connection = Connection::new(connecting.await.map_err(Failure::Unsent)?);
         connection.exchange(head, body, self).await.map_err(|broken| match broken {
             Broken::Unsent(error) => Failure::Unsent(error.into()),
