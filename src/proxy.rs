@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -59,6 +59,9 @@ pub type Reply = Response<Body>;
 
 /// The status on rows of requests whose client left before there was a reply.
 const CLIENT_CLOSED: u16 = 499;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Longest pause in a body that is only read to be thrown away.
 const LINGER: Duration = Duration::from_secs(2);
@@ -169,8 +172,8 @@ pub fn serve(
     peer: IpAddr,
 ) -> impl Future<Output = Reply> {
     let (head, mut body) = request.into_parts();
-    // A block, as everywhere on the way of a request: the arguments of an `async fn` take their
-    // room twice, and what is larger than a kilobyte takes `malloc` many times as long.
+    // A block, because the arguments of an `async fn` take their room twice, and what is larger
+    // than a kilobyte takes `malloc` many times as long.
     async move {
         let id = new_id();
         let mut shape = Shape::default();
@@ -205,9 +208,9 @@ fn finish(ctx: &Context, mut reply: Reply, endpoint: Option<Endpoint>, id: Strin
     if let Ok(id) = HeaderValue::from_maybe_shared(Bytes::from(id)) {
         // Anthropic's SDKs read `request-id`, OpenAI's `x-request-id`.
         if matches!(endpoint, Some(Endpoint::Messages | Endpoint::CountTokens)) {
-            reply.headers_mut().insert("request-id", id.clone());
+            reply.headers_mut().insert(REQUEST_ID, id.clone());
         }
-        reply.headers_mut().insert("x-request-id", id);
+        reply.headers_mut().insert(X_REQUEST_ID, id);
     }
     reply
 }
@@ -381,15 +384,9 @@ fn attribute(headers: &HeaderMap, request: &request::Request, key: &Key) -> Attr
 }
 
 /// Sends the request upstream and turns what comes back into the reply.
-fn exchange(
-    ctx: Arc<Context>,
-    call: Box<Call>,
-    mut bill: Bill,
-) -> impl Future<Output = Result<Reply, Error>> {
-    async move {
-        let client = bill.client();
-        let sent = |upstream: &str| bill.sent(upstream);
-        let forwarded = route::forward(&ctx, &call, sent, || !client.is_gone()).await;
-        reply::pass(&ctx, &call, forwarded, bill).await
-    }
+async fn exchange(ctx: Arc<Context>, call: Box<Call>, mut bill: Bill) -> Result<Reply, Error> {
+    let client = bill.client();
+    let sent = |upstream: &str| bill.sent(upstream);
+    let forwarded = route::forward(&ctx, &call, sent, || !client.is_gone()).await;
+    reply::pass(&ctx, &call, forwarded, bill).await
 }

@@ -1,5 +1,9 @@
 //! What the operator sees: logs and counters. Never a key, a prompt or a reply.
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
+
 use http::StatusCode;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -80,11 +84,45 @@ pub struct Metrics {
     /// Requests that were admitted and are not settled.
     pub in_flight: Gauge,
     replies: Family<ByReply, Counter>,
-    tokens: Family<ByClass, Counter>,
-    charged_nano: Family<ByModel, Counter>,
+    models: Named<OfModel>,
     settled: Family<ByEnding, Counter>,
-    upstream_requests: Family<ByUpstream, Counter>,
+    upstream_requests: Named<AtomicU64>,
     upstream_failures: Family<ByTrouble, Counter>,
+}
+
+/// What is counted by a name that is not known before. A label of a [`Family`] owns its name,
+/// and so would be made for each request.
+struct Named<T>(RwLock<HashMap<String, T>>);
+
+/// What is counted of a model.
+#[derive(Default)]
+struct OfModel {
+    input: AtomicU64,
+    cached: AtomicU64,
+    cache_creation: AtomicU64,
+    output: AtomicU64,
+    charged_nano: AtomicU64,
+}
+
+impl<T> Default for Named<T> {
+    fn default() -> Self {
+        Self(RwLock::default())
+    }
+}
+
+impl<T: Default> Named<T> {
+    fn count(&self, name: &str, count: impl FnOnce(&T)) {
+        if let Some(known) = self.0.read().unwrap_or_else(PoisonError::into_inner).get(name) {
+            return count(known);
+        }
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        count(all.entry(name.into()).or_default());
+    }
+
+    fn each(&self, mut show: impl FnMut(&str, &T)) {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        all.iter().for_each(|(name, counts)| show(name, counts));
+    }
 }
 
 impl Metrics {
@@ -103,25 +141,24 @@ impl Metrics {
         usage: &Usage,
         charge: Credits,
     ) {
-        let count = |class, tokens: u64| {
-            if tokens > 0 {
-                let label = ByClass { model: model.into(), class };
-                self.tokens.get_or_create(&label).inc_by(tokens);
-            }
-        };
-        count("input", usage.input);
-        count("cached_input", usage.cached);
-        count("cache_creation", usage.cache_creation_5m.saturating_add(usage.cache_creation_1h));
-        count("output", usage.output);
-        let label = ByModel { model: model.into() };
-        self.charged_nano.get_or_create(&label).inc_by(charge.nano().unsigned_abs());
+        let cache_creation = usage.cache_creation_5m.saturating_add(usage.cache_creation_1h);
+        self.models.count(model, |counts| {
+            let add = |counter: &AtomicU64, count| counter.fetch_add(count, Ordering::Relaxed);
+            add(&counts.input, usage.input);
+            add(&counts.cached, usage.cached);
+            add(&counts.cache_creation, cache_creation);
+            add(&counts.output, usage.output);
+            add(&counts.charged_nano, charge.nano().unsigned_abs());
+        });
         let ending = ByEnding { outcome: outcome_name(outcome), source: source_name(source) };
         self.settled.get_or_create(&ending).inc();
     }
 
     /// A request was sent to an upstream, which failed if there is `trouble`.
     pub fn upstream_tried(&self, upstream: &str, trouble: Option<Trouble>) {
-        self.upstream_requests.get_or_create(&ByUpstream { upstream: upstream.into() }).inc();
+        self.upstream_requests.count(upstream, |count| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
         if let Some(trouble) = trouble {
             self.upstream_failed(upstream, trouble);
         }
@@ -146,22 +183,42 @@ impl Metrics {
             self.in_flight.clone(),
         );
         registry.register("replies", "Replies by endpoint and status", self.replies.clone());
-        registry.register("tokens", "Tokens settled, by model and class", self.tokens.clone());
+        let tokens = Family::<ByClass, Counter>::default();
+        let charged_nano = Family::<ByModel, Counter>::default();
+        self.models.each(|model, counts| {
+            let OfModel { input, cached, cache_creation, output, .. } = counts;
+            for (class, count) in [
+                ("input", input),
+                ("cached_input", cached),
+                ("cache_creation", cache_creation),
+                ("output", output),
+            ] {
+                let count = count.load(Ordering::Relaxed);
+                if count > 0 {
+                    let label = ByClass { model: model.into(), class };
+                    tokens.get_or_create(&label).inc_by(count);
+                }
+            }
+            let charged = counts.charged_nano.load(Ordering::Relaxed);
+            charged_nano.get_or_create(&ByModel { model: model.into() }).inc_by(charged);
+        });
+        registry.register("tokens", "Tokens settled, by model and class", tokens);
         registry.register(
             "charged_nano_credits",
             "Charges by model, in nano-credits",
-            self.charged_nano.clone(),
+            charged_nano,
         );
         registry.register(
             "settled",
             "Settlements by outcome and by the source of their counts",
             self.settled.clone(),
         );
-        registry.register(
-            "upstream_requests",
-            "Requests sent to each upstream",
-            self.upstream_requests.clone(),
-        );
+        let upstream_requests = Family::<ByUpstream, Counter>::default();
+        self.upstream_requests.each(|upstream, count| {
+            let label = ByUpstream { upstream: upstream.into() };
+            upstream_requests.get_or_create(&label).inc_by(count.load(Ordering::Relaxed));
+        });
+        registry.register("upstream_requests", "Requests sent to each upstream", upstream_requests);
         registry.register(
             "upstream_failures",
             "Those that failed, by what was the trouble",

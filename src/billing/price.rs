@@ -73,6 +73,18 @@ pub struct Rates {
     pub image_output: Option<Rate>,
 }
 
+impl Rates {
+    /// Whether tokens of audio or of an image have a rate of their own.
+    fn has_media(&self) -> bool {
+        let Self {
+            audio_input, cached_audio_input, audio_output, image_input, image_output, ..
+        } = self;
+        [audio_input, cached_audio_input, audio_output, image_input, image_output]
+            .iter()
+            .any(|rate| rate.is_some())
+    }
+}
+
 /// Rates for requests whose whole input is larger than `above` tokens.
 ///
 /// All of such a request takes the dearer rates, not only what exceeds the threshold.
@@ -122,6 +134,14 @@ impl Price {
     /// The tier that a reply names; the standard one where it names none that is priced.
     pub fn tier(&self, name: Option<&str>) -> &Tier {
         name.and_then(|name| self.tiers.get(name)).unwrap_or(&self.standard)
+    }
+
+    /// Whether any token of audio or of an image has a rate of its own.
+    pub fn has_media_rates(&self) -> bool {
+        let tiers = [&self.standard].into_iter().chain(self.tiers.values());
+        tiers
+            .flat_map(|tier| [&tier.rates].into_iter().chain(tier.bands.iter().map(|b| &b.rates)))
+            .any(Rates::has_media)
     }
 }
 

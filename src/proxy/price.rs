@@ -5,7 +5,7 @@
 
 use super::{Call, Context};
 use crate::billing::hold::{Asked, most};
-use crate::billing::price::{Model, charge};
+use crate::billing::price::{Model, Price, charge};
 use crate::billing::{Credits, Usage};
 use crate::store::Admission;
 use crate::wire::Endpoint;
@@ -39,15 +39,18 @@ pub fn ask(ctx: &Context, call: &Call) -> Admission {
     let of = |(input, output)| {
         let table = ctx.prices.table();
         let served = model.serves.iter().filter_map(|name| table.find(name));
+        let prices = || served.clone().map(|model| &model.price).chain([&model.price]);
+        // Looked for only where it makes a difference: it may be a long way through a prompt.
+        let has_media = || prices().any(Price::has_media_rates) && request.may_have_media();
         let asked = Asked {
             input,
             output,
             tier: request.service_tier.as_deref(),
             tools: &request.hosted_tools,
             cache_1h: request.asks_1h_cache,
-            media: request.audio_output || request.image_output || request.may_have_media(),
+            media: request.audio_output || request.image_output || has_media(),
         };
-        most(&asked, served.map(|model| &model.price).chain([&model.price]))
+        most(&asked, prices())
     };
     Admission {
         mode: ctx.config.admission,

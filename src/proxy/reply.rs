@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE};
 use http::response::Parts;
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tokio::time::Instant;
 
 use super::body::{Body, Decoder};
@@ -21,6 +21,9 @@ use crate::store::{Key, Settled};
 use crate::wire::meter::{Edit, Meter, Reading, read_whole, whole_text};
 use crate::wire::request::IncludeUsage;
 use crate::wire::sse::looks_like_events;
+
+const CHARGE: HeaderName = HeaderName::from_static("x-farebox-charge");
+const BALANCE: HeaderName = HeaderName::from_static("x-farebox-balance");
 
 /// The largest refusal of an upstream that is read.
 const MAX_REFUSAL_BYTES: usize = 64 * 1024;
@@ -74,6 +77,7 @@ async fn pass_refusal(
     refusal
 }
 
+#[expect(clippy::manual_async_fn, reason = "arguments of an `async fn` take their room twice")]
 fn pass_success<'a>(
     ctx: &'a Arc<Context>,
     call: &'a Call,
@@ -206,9 +210,9 @@ async fn whole(
 
 /// Credits, as decimal numbers: what the request cost, and what is left where that is known.
 fn tell_charge(headers: &mut HeaderMap, settled: &Settled, charge: Credits) {
-    let amounts = [("x-farebox-charge", Some(charge)), ("x-farebox-balance", settled.balance)];
-    for (name, amount) in amounts {
-        if let Some(Ok(value)) = amount.map(|amount| amount.to_string().parse()) {
+    for (name, amount) in [(CHARGE, Some(charge)), (BALANCE, settled.balance)] {
+        let Some(amount) = amount.map(|amount| Bytes::from(amount.to_string())) else { continue };
+        if let Ok(value) = HeaderValue::from_maybe_shared(amount) {
             headers.insert(name, value);
         }
     }

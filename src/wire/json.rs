@@ -75,7 +75,8 @@ impl<'a> Document<'a> {
         if document.starts_with(b"\xef\xbb\xbf") {
             return Err(Error::Syntax { reason: "a byte order mark", offset: 0 });
         }
-        let text = std::str::from_utf8(document).map_err(|error| Error::Syntax {
+        // Many times as fast as the standard library's check where not all is ASCII.
+        let text = simdutf8::compat::from_utf8(document).map_err(|error| Error::Syntax {
             reason: "the text is not UTF-8",
             offset: error.valid_up_to(),
         })?;
@@ -341,34 +342,19 @@ fn first_mark(word: u64) -> usize {
 }
 
 /// The first byte from `at` on that is a quote, a backslash or a control character: where the
-/// plain text of a string ends. Prompts are mostly text with an escape in each line, so the
-/// first hundred bytes are looked at in words, and only what is longer in larger blocks.
+/// plain text of a string ends.
 #[inline]
 fn plain_end(bytes: &[u8], mut at: usize) -> usize {
-    const WORDS: usize = 16;
-    const BLOCK: usize = 64;
-    let ends = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
-    let mut words = 0;
     while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
         let found = first_mark(u64::from_le_bytes(*word));
         if found < 8 {
             return at + found;
         }
         at += 8;
-        words += 1;
-        if words == WORDS {
-            words = 0;
-            while let Some(block) = bytes.get(at..).and_then(|rest| rest.first_chunk::<BLOCK>()) {
-                // Without an early end, so that the compiler makes vector code of it.
-                if block.iter().fold(false, |found, byte| found | ends(*byte)) {
-                    break;
-                }
-                at += BLOCK;
-            }
-        }
     }
+    let ends = |byte: &u8| *byte < 0x20 || *byte == b'"' || *byte == b'\\';
     let rest = bytes.get(at..).unwrap_or_default();
-    at + rest.iter().position(|byte| ends(*byte)).unwrap_or(rest.len())
+    at + rest.iter().position(ends).unwrap_or(rest.len())
 }
 
 /// Where a number or a literal of a checked document ends.

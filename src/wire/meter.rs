@@ -342,7 +342,7 @@ fn observe(
 /// The bytes as text. Almost all are UTF-8, and that is checked ten times faster than what
 /// is not is mended.
 fn text_of(bytes: &[u8]) -> Cow<'_, str> {
-    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
+    simdutf8::basic::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
 fn is_whole(data: &[u8]) -> bool {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::{Document, Error, LONG_BYTES, escape, first_mark, hexadecimal, plain_end, unescape};
+use super::{Document, Error, LONG_BYTES, escape, hexadecimal, plain_end, unescape};
 
 /// Objects and arrays inside each other, the outermost one included.
 const MAX_DEPTH: usize = 64;
@@ -170,31 +170,63 @@ impl<'a, const STRICT: bool> Scanner<'a, STRICT> {
     /// Checks a string whose quote is next, and returns what stands between the quotes, and
     /// whether there are escapes in it.
     fn string(&mut self) -> Result<(&'a str, bool), Error> {
+        // Most are short, and plain.
+        const SHORT: usize = 32;
         let start = self.at + 1;
-        let mut at = start;
-        let mut escaped = false;
-        loop {
-            at = plain_end(self.bytes, at);
-            at = match (self.bytes.get(at), self.bytes.get(at + 1)) {
-                (None, _) => return Err(self.wrong("a string does not end")),
-                (Some(b'"'), _) => break,
-                // The common escapes need no decoding to be passed.
-                (Some(b'\\'), Some(b'n' | b't' | b'r' | b'"' | b'\\' | b'/')) => {
-                    escaped_end(self.bytes, at + 2)
-                }
-                (Some(b'\\'), _) => self.rare_escape(at)?,
-                (Some(_), _) => {
-                    let reason = "a control character in a string";
-                    return Err(Error::Syntax { reason, offset: at });
-                }
-            };
-            escaped = true;
-        }
-        self.at = at + 1;
+        let near = &self.bytes[..self.bytes.len().min(start + SHORT)];
+        let at = plain_end(near, start);
+        let (end, escaped) = match near.get(at) {
+            Some(b'"') => (at, false),
+            _ => self.long_string_end(at)?,
+        };
+        self.at = end + 1;
         if self.at - start > LONG_BYTES {
             self.note(start - 1, self.at);
         }
-        Ok((&self.text[start..at], escaped))
+        Ok((&self.text[start..end], escaped))
+    }
+
+    /// Where the closing quote of a string stands, `at` being in it and not inside an escape, and
+    /// whether there are escapes before it. Prompts are text with an escape every ten bytes or
+    /// so: what is none of its business is found for a whole block at once.
+    fn long_string_end(&self, mut at: usize) -> Result<(usize, bool), Error> {
+        let mut escaped = false;
+        while let Some(block) = self.bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+            let begin = at;
+            at += block.len();
+            let mut found = marks(block);
+            while found != 0 {
+                let mark = begin + found.trailing_zeros() as usize;
+                if self.bytes[mark] == b'"' {
+                    return Ok((mark, escaped));
+                }
+                let end = self.escape_end(mark)?;
+                escaped = true;
+                // What is escaped is no mark, also in the next block.
+                let passed = u32::try_from(end - begin).unwrap_or(u32::MAX);
+                found &= u64::MAX.checked_shl(passed).unwrap_or(0);
+                at = at.max(end);
+            }
+        }
+        loop {
+            at = plain_end(self.bytes, at);
+            match self.bytes.get(at) {
+                None => return Err(self.wrong("a string does not end")),
+                Some(b'"') => return Ok((at, escaped)),
+                Some(_) => at = self.escape_end(at)?,
+            }
+            escaped = true;
+        }
+    }
+
+    /// Where the escape ends that begins at a mark, which is no quote.
+    fn escape_end(&self, at: usize) -> Result<usize, Error> {
+        match (self.bytes[at], self.bytes.get(at + 1)) {
+            // The common escapes need no decoding to be passed.
+            (b'\\', Some(b'n' | b't' | b'r' | b'"' | b'\\' | b'/')) => Ok(at + 2),
+            (b'\\', _) => self.rare_escape(at),
+            _ => Err(Error::Syntax { reason: "a control character in a string", offset: at }),
+        }
     }
 
     /// Where the escape at `at` ends.
@@ -277,38 +309,18 @@ impl<'a, const STRICT: bool> Scanner<'a, STRICT> {
     }
 }
 
-/// Passes text with the common escapes, of which prompts are full, eight bytes at a time, and
-/// stops at the latest where something else may be.
-fn escaped_end(bytes: &[u8], mut at: usize) -> usize {
-    const IS_COMMON: [bool; 256] = {
-        let mut common = [false; 256];
-        let mut n = 0;
-        while n < 6 {
-            common[b"ntr\"\\/"[n] as usize] = true;
-            n += 1;
-        }
-        common
-    };
-    // What is plain for long is passed faster elsewhere.
-    const PLAIN_WORDS: usize = 6;
-    let mut plain = 0;
-    while plain < PLAIN_WORDS
-        && let Some(word) = bytes.get(at..at + 8)
-        && let Ok(word) = word.try_into()
-    {
-        let found = first_mark(u64::from_le_bytes(word));
-        if found == 8 {
-            (at, plain) = (at + 8, plain + 1);
-            continue;
-        }
-        at += found;
-        let escaped = bytes.get(at + 1).is_some_and(|byte| IS_COMMON[usize::from(*byte)]);
-        if bytes[at] != b'\\' || !escaped {
-            return at;
-        }
-        (at, plain) = (at + 2, 0);
-    }
-    at
+/// Which of the bytes of a block are quotes, backslashes or control characters, a bit each.
+fn marks(block: &[u8; 64]) -> u64 {
+    // Of eight bytes that are 0 or 1, the highest byte of this product has each as a bit.
+    const GATHER: u64 = 0x0102_0408_1020_4080;
+    // Without an early end, so that the compiler makes vector code of it.
+    let is_mark =
+        block.map(|byte| u8::from(byte < 0x20) | u8::from(byte == b'"') | u8::from(byte == b'\\'));
+    let (words, _) = is_mark.as_chunks::<8>();
+    words
+        .iter()
+        .rev()
+        .fold(0, |marks, word| marks << 8 | u64::from_le_bytes(*word).wrapping_mul(GATHER) >> 56)
 }
 
 /// Refuses a name that stands twice among the names of one object. May reorder them.
@@ -436,6 +448,37 @@ mod tests {
     }
 
     proptest! {
+        /// Wherever escapes stand in a long text, also across the ends of blocks.
+        #[test]
+        fn long_strings_are_read_as_another_strict_parser_reads_them(
+            parts in prop::collection::vec(prop_oneof![
+                8 => Just("plain text"), 4 => Just("a"), 4 => Just("\\n"), 4 => Just("\\\""),
+                4 => Just("\\\\"), 2 => Just("\\u00e9"), 2 => Just("é"), 2 => Just("\\ud83d\\ude00"),
+                1 => Just("\n"), 1 => Just("\\x"), 1 => Just("\\"), 1 => Just("\""),
+            ], 0..60),
+            spoilt in any::<bool>(),
+        ) {
+            let bad = ["\n", "\\x", "\\", "\""];
+            let parts: Vec<_> = parts.into_iter().filter(|part| spoilt || !bad.contains(part)).collect();
+            let text = format!("{{\"v\":\"{}\"}}", parts.concat());
+            let ours = object(text.as_bytes());
+            let theirs = serde_json::from_str::<serde_json::Value>(&text);
+            prop_assert_eq!(ours.is_ok(), theirs.is_ok(), "{} {:?} {:?}", text, ours, theirs);
+            if let (Ok(ours), Ok(theirs)) = (&ours, &theirs) {
+                let value = ours.root().get("v").unwrap().string();
+                prop_assert_eq!(value.as_deref(), theirs["v"].as_str());
+            }
+        }
+
+        #[test]
+        fn marks_are_the_bytes_that_a_byte_by_byte_reader_stops_at(block in prop::array::uniform32(any::<u16>())) {
+            let block: [u8; 64] = std::array::from_fn(|at| block[at / 2].to_le_bytes()[at % 2] % 0x60);
+            for (at, byte) in block.into_iter().enumerate() {
+                let is_mark = byte < 0x20 || byte == b'"' || byte == b'\\';
+                prop_assert_eq!(marks(&block) >> at & 1 == 1, is_mark);
+            }
+        }
+
         /// Whatever passes is JSON to another strict parser too, and what it refuses we refuse.
         #[test]
         fn nothing_passes_that_another_strict_parser_refuses(
