@@ -151,11 +151,6 @@ impl<'a> Books<'a> {
         Ok(books)
     }
 
-    /// What was done under an id before.
-    pub(super) fn done(&self, db: &Connection, id: &str) -> rusqlite::Result<Option<Done>> {
-        Done::find_of(db, self.kept.n, id)
-    }
-
     /// Adds the entry of an operation, after which the balance is that of the book.
     pub(super) fn add(
         &mut self,
@@ -273,7 +268,9 @@ impl<'a> Books<'a> {
     /// what admission is to know.
     pub(super) fn write(mut self, step: &Step<'_>) -> Result<Snapshot, Fault> {
         for record in &self.records {
-            record.insert(step, None)?;
+            if !record.insert(step, None)? {
+                return Err(LedgerError::Unsound.into());
+            }
         }
         let Kept { book, stored, .. } = &mut self.kept;
         for lot in book.lots() {
@@ -309,7 +306,7 @@ impl Record<'_> {
         }
     }
 
-    /// Writes it, with the columns of a request if it is one.
+    /// Writes it, with the columns of a request if it is one. False if its id was used before.
     ///
     /// Values go by position, in the order of the table's columns: names, and even the length
     /// of the statement's text, would show in what a debit costs.
@@ -317,9 +314,10 @@ impl Record<'_> {
         &self,
         db: &Connection,
         request: Option<&Settlement>,
-    ) -> rusqlite::Result<()> {
+    ) -> rusqlite::Result<bool> {
         const SQL: &str = "INSERT INTO record VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,\
-            ?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)";
+            ?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)\
+            ON CONFLICT (id, account) WHERE id IS NOT NULL DO NOTHING";
         let booking = self.booking.as_ref();
         let (lot, parts) = match booking.map(|booking| booking.parts.as_slice()) {
             None | Some([]) => (None, None),
@@ -385,7 +383,7 @@ impl Record<'_> {
                 &row.flags,
             ];
         }
-        insert.raw_execute().map(drop)
+        insert.raw_execute().map(|rows| rows > 0)
     }
 }
 
@@ -424,16 +422,9 @@ impl Done {
         account: &AccountId,
         id: &str,
     ) -> rusqlite::Result<Option<Self>> {
-        db.prepare_cached("SELECT n FROM account WHERE id = ?")?
-            .query_row([account], |row| row.get(0))
-            .optional()?
-            .map_or(Ok(None), |n| Self::find_of(db, n, id))
-    }
-
-    fn find_of(db: &Connection, account: i64, id: &str) -> rusqlite::Result<Option<Self>> {
         db.prepare_cached(
             "SELECT fingerprint, ts, seq, sub, balance_after FROM record INDEXED BY record_id
-             WHERE id = ? AND account = ?",
+             WHERE id = ? AND account = (SELECT n FROM account WHERE account.id = ?)",
         )?
         .query_row(params![id, account], |row| {
             let (Count(seq), Count(sub)) = (row.get(2)?, row.get(3)?);

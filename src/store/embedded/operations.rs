@@ -14,7 +14,7 @@ use super::{HOUR_MS, Memory, read};
 use crate::billing::Credits;
 use crate::billing::ledger::{Kind, LedgerError};
 use crate::key::KeyHash;
-use crate::store::fingerprint::of_settlement;
+use crate::store::fingerprint::{Fingerprint, of_settlement};
 use crate::store::{
     Account, AccountChange, AccountId, Key, KeyChange, Millis, Outcome, Settled, Settlement,
     Status, StoreError,
@@ -37,37 +37,30 @@ impl Operation for Settle {
     const KEPT: bool = true;
 
     fn apply(&self, db: &Step<'_>, now: Millis) -> Result<Self::Output, Fault> {
-        let settlement = &self.settlement;
-        let fingerprint = of_settlement(settlement);
+        let Settlement { account, id, .. } = &self.settlement;
+        let fingerprint = of_settlement(&self.settlement);
         let now = self.logged_at.unwrap_or(now);
         // The request has ended, whatever is answered: the one write that comes first.
-        forget_flight(db, &settlement.account, &settlement.id)?;
-        let mut books = Books::open(db, &settlement.account, now)?;
-        let done = books.done(db, &settlement.id)?;
-        let was_abandoned = done.as_ref().is_some_and(Done::is_abandoned);
-        if let Some(done) = done.filter(|_| !was_abandoned) {
-            done.must_equal(&fingerprint, &settlement.id)?;
-            return Ok((Settled { balance: Some(done.balance), duplicate: true }, None));
-        }
-        let late = books.kept.status == Status::Closed;
-        let row = if late { &after_the_end(settlement)? } else { settlement };
-        let booking = books.kept.book.debit(Kind::DebitAi, row.charge)?;
-
-        if was_abandoned {
-            remove_abandoned(db, &settlement.account, &settlement.id)?;
-        }
-        let is_charged = settlement.charge.is_positive();
-        let record = if is_charged || settlement.outcome == Outcome::Completed {
-            let note = (late && is_charged)
-                .then(|| format!("not charged, the account was closed: {}", settlement.charge));
-            books.entry(booking, &settlement.id, fingerprint, note.map(Into::into))
-        } else {
-            books.no_entry(&settlement.id, Some(fingerprint))
+        forget_flight(db, account, id)?;
+        // Nearly every id is new: what was done under it is looked for once it is refused.
+        let refused = match self.book(db, fingerprint, now) {
+            Ok(Some(booked)) => return Ok(booked),
+            Ok(None) => None,
+            Err(Fault::Refused(refused)) => Some(refused),
+            Err(fault) => return Err(fault),
         };
-        insert_usage(db, &record, row, books.kept.ts)?;
-        let snapshot = books.write(db)?;
-        let balance = Some(snapshot.balance);
-        Ok((Settled { balance, duplicate: false }, Some(snapshot)))
+        match (Done::find(db, account, id)?, refused) {
+            (Some(done), _) if !done.is_abandoned() => {
+                done.must_equal(&fingerprint, id)?;
+                Ok((Settled { balance: Some(done.balance), duplicate: true }, None))
+            }
+            (_, Some(refused)) => Err(refused.into()),
+            (Some(_), None) => {
+                remove_abandoned(db, account, id)?;
+                Ok(self.book(db, fingerprint, now)?.ok_or(LedgerError::Unsound)?)
+            }
+            (None, None) => Err(LedgerError::Unsound.into()),
+        }
     }
 
     fn publish(&self, outcome: &Result<Self::Output, StoreError>, memory: &Memory) {
@@ -86,6 +79,36 @@ impl Operation for Settle {
         let now = outcome.as_ref().ok().and_then(|(_, snapshot)| snapshot.as_ref());
         let now = now.map_or(Millis::MIN, |snapshot| snapshot.ts);
         memory.live.end(account, id, usage.tokens(), now);
+    }
+}
+
+impl Settle {
+    /// Debit, entry, usage row and sums; nothing at all if the id was used before.
+    fn book(
+        &self,
+        db: &Step<'_>,
+        fingerprint: Fingerprint,
+        now: Millis,
+    ) -> Result<Option<Booked<Settled>>, Fault> {
+        let settlement = &self.settlement;
+        let mut books = Books::open(db, &settlement.account, now)?;
+        let late = books.kept.status == Status::Closed;
+        let row = if late { &after_the_end(settlement)? } else { settlement };
+        let booking = books.kept.book.debit(Kind::DebitAi, row.charge)?;
+        let is_charged = settlement.charge.is_positive();
+        let record = if is_charged || settlement.outcome == Outcome::Completed {
+            let note = (late && is_charged)
+                .then(|| format!("not charged, the account was closed: {}", settlement.charge));
+            books.entry(booking, &settlement.id, fingerprint, note.map(Into::into))
+        } else {
+            books.no_entry(&settlement.id, Some(fingerprint))
+        };
+        if !insert_usage(db, &record, row, books.kept.ts)? {
+            return Ok(None);
+        }
+        let snapshot = books.write(db)?;
+        let balance = Some(snapshot.balance);
+        Ok(Some((Settled { balance, duplicate: false }, Some(snapshot))))
     }
 }
 

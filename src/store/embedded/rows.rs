@@ -12,16 +12,19 @@ use super::sql::{Count, Fault};
 use crate::billing::{Credits, Usage};
 use crate::store::{AccountId, Attribution, Millis, Outcome, Settlement, Source};
 
-/// Writes the record of a request and adds it to the sums.
+/// Writes the record of a request and adds it to the sums. False, and nothing is written: its
+/// id was used before.
 pub(super) fn insert_usage(
     db: &Step<'_>,
     record: &Record<'_>,
     row: &Settlement,
     ts: Millis,
-) -> rusqlite::Result<()> {
-    record.insert(db, Some(row))?;
-    db.sum(|sums| sums.add(row, ts));
-    Ok(())
+) -> rusqlite::Result<bool> {
+    let is_new = record.insert(db, Some(row))?;
+    if is_new {
+        db.sum(|sums| sums.add(row, ts));
+    }
+    Ok(is_new)
 }
 
 /// What a step is still to add to `usage_hour`: one write a use rather than one a request.
@@ -152,10 +155,6 @@ pub(super) fn abandon_flights(db: &Step<'_>, now: Millis) -> Result<usize, Fault
         .collect::<Result<_, _>>()?;
     for Flight { account, key, request, admitted_at } in &flights {
         let mut books = Books::open(db, account, now)?;
-        // Never so; but a file that cannot be opened any more would be worse than a row too few.
-        if books.done(db, &request.id)?.is_some() {
-            continue;
-        }
         let ts = books.kept.ts;
         let ran_ms = ts.saturating_sub(*admitted_at);
         let row = Settlement {
@@ -178,8 +177,10 @@ pub(super) fn abandon_flights(db: &Step<'_>, now: Millis) -> Result<usize, Fault
             flags: String::new(),
         };
         let record = books.no_entry(&request.id, None);
-        insert_usage(db, &record, &row, ts)?;
-        books.write(db)?;
+        // Always new; but a file that cannot be opened any more would be worse than a row too few.
+        if insert_usage(db, &record, &row, ts)? {
+            books.write(db)?;
+        }
     }
     db.execute("DELETE FROM flight", [])?;
     Ok(flights.len())
