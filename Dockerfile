@@ -8,6 +8,7 @@ COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY askama.toml pricing.toml ./
 COPY .cargo .cargo
+COPY pgo pgo
 RUN cargo build --release --locked && mkdir /data
 
 FROM ${RUN_IMAGE}

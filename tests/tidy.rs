@@ -227,3 +227,20 @@ fn the_pages_that_a_newcomer_looks_for_are_there_and_their_links_lead_somewhere(
         }
     }
 }
+
+/// What `.cargo/config.toml` names as the compiler.
+#[test]
+fn release_builds_alone_are_laid_out_by_what_was_counted_under_load() {
+    let compiler = root().join("pgo/rustc");
+    let counts = root().join("pgo/farebox.profdata");
+    assert!(counts.is_file(), "no counts: pgo/record");
+    let told = |option: &str| {
+        let run = std::process::Command::new(&compiler).args(["echo", "-C", option]).output();
+        String::from_utf8(run.unwrap().stdout).unwrap()
+    };
+    let uses = format!("profile-use={}", counts.display());
+    assert!(told("opt-level=3").contains(&uses), "{}", told("opt-level=3"));
+    for other in ["opt-level=1", "debuginfo=2"] {
+        assert_eq!(told(other), format!("-C {other}\n"));
+    }
+}
