@@ -20,12 +20,15 @@ use super::frame::{self, Tail};
 use super::record::{Line, Operation, Written};
 use crate::store::Millis;
 use crate::store::home::{Reply, Round};
-use crate::store::pace::{GATHER, Pace};
+use crate::store::pace::Pace;
 
 /// Lines of one frame.
 const BATCH: usize = 512;
 /// How long a line that nobody waits for may wait for one that somebody does.
 const LAZY: Duration = Duration::from_millis(500);
+/// How long the first waits for the others where many come. The store's answer, which is waited
+/// for as well, takes longer then.
+const SHARE: Duration = Duration::from_millis(3);
 /// The first wait after a failed write; it doubles up to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);
@@ -398,7 +401,7 @@ impl Writer {
                     self.waiting.push_back((line, reply));
                     if is_first && self.pace.crowd() > 0 {
                         // Whoever comes meanwhile need not wake this thread.
-                        thread::sleep(GATHER);
+                        thread::sleep(SHARE);
                     }
                 }
                 Ok(Message::Close(reply)) => return Gathered::Close(reply),
