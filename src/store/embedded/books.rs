@@ -269,7 +269,7 @@ impl<'a> Books<'a> {
     pub(super) fn write(mut self, step: &Step<'_>) -> Result<Snapshot, Fault> {
         for record in &self.records {
             if !record.insert(step, None)? {
-                return Err(LedgerError::Unsound.into());
+                return Err(used_twice());
             }
         }
         let Kept { book, stored, .. } = &mut self.kept;
@@ -385,6 +385,12 @@ impl Record<'_> {
         }
         insert.raw_execute().map(|rows| rows > 0)
     }
+}
+
+/// An id is in use that was looked for and not found, after something was written: not a
+/// refusal, which would leave that behind, but a fault, with which all is rolled back.
+pub(super) fn used_twice() -> Fault {
+    rusqlite::Error::StatementChangedRows(0).into()
 }
 
 /// Parts as they stand in a column: `[lot or null, amount]` each.

@@ -3,7 +3,7 @@
 use rusqlite::params;
 
 use super::allowance::Reading;
-use super::books::{Books, Done};
+use super::books::{Books, Done, used_twice};
 use super::changes::Booked;
 use super::live::{Flight, Ways};
 use super::rows::{insert_usage, remove_abandoned};
@@ -57,9 +57,9 @@ impl Operation for Settle {
             (_, Some(refused)) => Err(refused.into()),
             (Some(_), None) => {
                 remove_abandoned(db, account, id)?;
-                Ok(self.book(db, fingerprint, now)?.ok_or(LedgerError::Unsound)?)
+                self.book(db, fingerprint, now)?.ok_or_else(used_twice)
             }
-            (None, None) => Err(LedgerError::Unsound.into()),
+            (None, None) => Err(used_twice()),
         }
     }
 
