@@ -28,6 +28,7 @@ use crate::key::{KeyHash, Secret};
 use address::Address;
 use flights::Running;
 use lane::Lanes;
+use lent::Lent;
 use link::{Link, Timeouts};
 use names::{Name, Names};
 use read::Order;
@@ -45,6 +46,7 @@ mod flights;
 mod hours;
 mod keys;
 mod lane;
+mod lent;
 mod link;
 mod names;
 mod read;
@@ -162,6 +164,7 @@ struct Shared {
     lease: Duration,
     remember: Duration,
     running: Running,
+    lent: Lent,
     keys: keys::Cache,
     settles: Arc<Lanes<Settle, Settled>>,
     admits: Arc<Lanes<Admit, Result<Admitted, Refused>>>,
@@ -194,6 +197,7 @@ impl Redis {
         let files = names.files();
         let vet = check::Vet { address, anyway: allow_unsafe, restoring, files };
         let link = Link::open(vet, timeouts, wait, names.probe(), may_be_away).await?;
+        let is_asked = clock.is_some();
         let shared = Arc::new(Shared {
             link,
             location,
@@ -204,6 +208,7 @@ impl Redis {
             lease,
             remember,
             running: Running::default(),
+            lent: Lent::new(is_asked),
             keys: keys::Cache::default(),
             settles: Arc::default(),
             admits: Arc::default(),
@@ -214,6 +219,16 @@ impl Redis {
 }
 
 impl Shared {
+    /// Gives the place of a request back; nobody waits for it.
+    fn send_release(self: &Arc<Self>, account: &AccountId, request: &str) {
+        self.running.end(account, request);
+        let shared = self.clone();
+        drop(self.releases.submit(account, request.to_owned(), move |account, requests| {
+            let shared = shared.clone();
+            async move { shared.send_releases(&account, requests).await }
+        }));
+    }
+
     /// The first argument of a script: the time, where tests set it.
     fn clock(&self) -> String {
         self.clock.as_ref().map(|clock| clock().to_string()).unwrap_or_default()
@@ -264,6 +279,7 @@ impl Shared {
         if answer.text()? != "ok" {
             return Err(no_account(id));
         }
+        self.outlive_belief(&answer.text()?).await;
         self.read_account(id).await
     }
 
@@ -337,6 +353,7 @@ impl Store for Redis {
         let id = id.clone();
         Box::pin(async move {
             self.shared.releases.quiet(&id).await;
+            self.shared.tell_all(&id).await;
             self.shared.read_account(&id).await
         })
     }
@@ -387,6 +404,11 @@ impl Store for Redis {
         request: Candidate,
         how: Admission,
     ) -> Answer<'_, Result<Admitted, Refused>> {
+        if self.shared.link.is_up()
+            && let Some(balance) = self.shared.lent.take(key, &request, how)
+        {
+            return Box::pin(ready(Ok(Ok(Admitted { balance }))));
+        }
         let (shared, account, id) = (self.shared.clone(), key.account.clone(), request.id.clone());
         let asked = Admit { key: key.clone(), request, how, untils: String::new() };
         Box::pin(async move {
@@ -408,18 +430,15 @@ impl Store for Redis {
     }
 
     fn release(&self, account: &AccountId, request: &str) {
-        self.shared.running.end(account, request);
-        let shared = self.shared.clone();
-        // Nobody waits for it.
-        drop(self.shared.releases.submit(account, request.to_owned(), move |account, requests| {
-            let shared = shared.clone();
-            async move { shared.send_releases(&account, requests).await }
-        }));
+        if !self.shared.lent.release(account, request) {
+            self.shared.send_release(account, request);
+        }
     }
 
     fn settle(&self, settlement: Settlement) -> Answer<'_, Settled> {
         let (shared, account) = (self.shared.clone(), settlement.account.clone());
         self.shared.running.end(&account, &settlement.id);
+        self.shared.lent.ending(&account, &settlement.id);
         let asked = Settle::new(settlement);
         let answer = self.shared.settles.submit(&account, asked, move |account, asked| {
             let shared = shared.clone();
@@ -570,6 +589,7 @@ impl Store for Redis {
         Box::pin(async move {
             self.shared.settles.idle().await;
             self.shared.releases.idle().await;
+            self.shared.give_all_back().await;
             self.shared.link.close();
             Ok(())
         })

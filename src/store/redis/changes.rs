@@ -139,6 +139,7 @@ impl Shared {
                 if let Ok(due) = due.parse() {
                     self.note_due(account, due).await;
                 }
+                self.outlive_belief(&answer.text()?).await;
                 Ok(())
             }
             "duplicate" => Ok(()),

@@ -209,7 +209,10 @@ impl Shared {
         }
         let mut answer = Reply::of(self.link.commit(&call).await?)?;
         match answer.text()?.as_str() {
-            "ok" => Ok(None),
+            "ok" => {
+                self.outlive_belief(&answer.text()?).await;
+                Ok(None)
+            }
             "no_account" => Err(no_account(&key.account)),
             _ => Ok(Some(answer.text()?)),
         }

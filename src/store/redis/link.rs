@@ -347,6 +347,11 @@ impl Link {
         self.lost.notify_one();
     }
 
+    /// Whether commands pass.
+    pub(super) fn is_up(&self) -> bool {
+        matches!(**self.state.load(), State::Up(_))
+    }
+
     fn conns(&self) -> Result<Conns, Away> {
         match &**self.state.load() {
             State::Up(conns) => Ok(conns.clone()),

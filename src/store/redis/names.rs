@@ -33,6 +33,8 @@ pub(super) enum Name {
     Places,
     /// Hash: request that runs → what is known of it.
     Flights,
+    /// Hash: process → how many places are lent to it ahead, and until when.
+    Lent,
     /// Hash: key → how many of its requests run, and what is held for them.
     Running,
     /// Hash: abandoned request → its row, which a settlement replaces.
@@ -66,6 +68,7 @@ impl Name {
             Self::Over => "OVER",
             Self::Places => "FLIGHT",
             Self::Flights => "FLY",
+            Self::Lent => "LENT",
             Self::Running => "RUNNING",
             Self::Lost => "LOST",
             Self::Keys => "KEY",
@@ -91,6 +94,7 @@ impl Name {
             Self::Over => "over",
             Self::Places => "flight",
             Self::Flights => "fly",
+            Self::Lent => "lent",
             Self::Running => "running",
             Self::Lost => "lost",
             Self::Keys => "keys",

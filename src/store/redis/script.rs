@@ -132,6 +132,8 @@ pub(super) struct Scripts {
     pub sweep: Script,
     pub lots: Script,
     pub first_since: Script,
+    pub lend: Script,
+    pub board: Script,
     pub renew: Script,
     pub due: Script,
     pub put_key: Script,
@@ -152,17 +154,17 @@ pub(super) struct Scripts {
 impl Scripts {
     pub(super) fn new() -> Self {
         use Name::{
-            Account, Entries, Flights, Hourly, Hours, Keys, Lost, LotOrder, Lots, Operations,
+            Account, Entries, Flights, Hourly, Hours, Keys, Lent, Lost, LotOrder, Lots, Operations,
             Others, Over, Places, Rates, Running, Spent, Terms, Trimmed, Undone, Usage,
         };
         const MONEY: &[Name] = &[Account, LotOrder, Lots, Entries, Others, Operations, Undone];
         const WHOLE: &[Name] = &[
             Account, LotOrder, Lots, Entries, Others, Usage, Hours, Hourly, Places, Flights,
-            Running, Lost, Operations, Terms, Spent, Rates,
+            Running, Lost, Operations, Terms, Spent, Rates, Lent,
         ];
         const SETTLE: &[Name] = &[
             Account, LotOrder, Lots, Entries, Others, Usage, Hours, Hourly, Places, Flights,
-            Running, Lost, Operations, Terms, Spent, Rates, Over,
+            Running, Lost, Operations, Terms, Spent, Rates, Lent, Over,
         ];
         let writes = |keys, files: &[&str]| Script::new(keys, files, false);
         let reads = |keys, files: &[&str]| Script::new(keys, files, true);
@@ -182,17 +184,19 @@ impl Scripts {
             sweep: writes(WHOLE, &[BOOKS, FLIGHTS, include_str!("lua/sweep.lua")]),
             lots: reads(&[Account, LotOrder, Lots], &[BOOKS, include_str!("lua/lots.lua")]),
             first_since: reads(&[Account, Entries], &[BOOKS, include_str!("lua/first_since.lua")]),
+            lend: writes(WHOLE, &[BOOKS, FLIGHTS, include_str!("lua/lend.lua")]),
+            board: writes(WHOLE, &[BOOKS, FLIGHTS, include_str!("lua/board.lua")]),
             renew: writes(&[Places], &[BOOKS, include_str!("lua/renew.lua")]),
             due: writes(&[], &[include_str!("lua/due.lua")]),
             put_key: writes(
-                &[Account, Keys, Terms, Spent, Usage],
+                &[Account, Keys, Terms, Spent, Usage, Lent],
                 &[BOOKS, include_str!("lua/put_key.lua")],
             ),
             key_use: reads(
                 &[Account, Terms, Spent, Rates, Running],
                 &[BOOKS, FLIGHTS, KEYS, include_str!("lua/key_use.lua")],
             ),
-            configure: writes(&[Account], &[include_str!("lua/configure.lua")]),
+            configure: writes(&[Account, Lent], &[BOOKS, include_str!("lua/configure.lua")]),
             books_head: reads(
                 &[Account, Lots, Usage, Hours, Hourly, Flights, Trimmed],
                 &[BOOKS, FLIGHTS, include_str!("lua/books_head.lua")],

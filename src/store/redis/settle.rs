@@ -1,5 +1,6 @@
 //! What a settlement and an admission send, and what they are answered.
 
+use super::lent::Lending;
 use super::reply::{Odd, Reply, refused};
 use super::rows::{count, pack};
 use super::script::Call;
@@ -69,7 +70,9 @@ fn group_of(settlement: &Settlement) -> String {
 
 /// What came of one operation of several.
 pub(super) enum Came<T> {
-    Of(T),
+    Of(T, Option<Lending>),
+    /// Places that are lent ahead may be idle: whoever has them gives them back.
+    Crowded,
     /// It must be asked again, with the ends of the periods around this instant.
     When(Millis),
 }
@@ -87,7 +90,10 @@ pub(super) fn settled(
         "when" => return Ok(Came::When(answer.number()?)),
         word => return Err(refused(word, answer, account, id)),
     };
-    Ok(Came::Of(Settled { balance: Some(answer.credits()?), duplicate }))
+    let balance = Some(answer.credits()?);
+    // What was settled before says nothing of now.
+    let lending = if duplicate { None } else { Some(Lending::read(&answer.text()?)?) };
+    Ok(Came::Of(Settled { balance, duplicate }, lending))
 }
 
 /// A request that asks for a place, ready to be sent.
@@ -121,7 +127,11 @@ pub(super) fn admitted(
 ) -> Result<Came<Result<Admitted, Refused>>, StoreError> {
     let what = answer.text()?;
     let refused = match what.as_str() {
-        "ok" => return Ok(Came::Of(Ok(Admitted { balance: answer.credits()? }))),
+        "ok" => {
+            let admitted = Admitted { balance: answer.credits()? };
+            return Ok(Came::Of(Ok(admitted), Some(Lending::read(&answer.text()?)?)));
+        }
+        "crowded" => return Ok(Came::Crowded),
         "when" => return Ok(Came::When(answer.number()?)),
         "no_key" => return Err(StoreError::NotFound(format!("key {}", asked.key.id))),
         "not_open" => Refused::NotOpen,
@@ -157,7 +167,7 @@ pub(super) fn admitted(
         },
         _ => return Err(Odd.into()),
     };
-    Ok(Came::Of(Err(refused)))
+    Ok(Came::Of(Err(refused), None))
 }
 
 fn period(cap: &str) -> Result<Period, Odd> {

@@ -6,8 +6,8 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::Shared;
 use super::reply::{Reply, text};
+use super::{Shared, lent};
 use crate::store::{AccountId, Millis, StoreError};
 
 /// How often what is due is looked for.
@@ -19,6 +19,7 @@ const AT_ONCE: usize = 100;
 pub(super) fn start(shared: &Arc<Shared>) {
     tokio::spawn(renew_for_ever(Arc::downgrade(shared), shared.lease / 3));
     tokio::spawn(sweep_for_ever(Arc::downgrade(shared)));
+    tokio::spawn(tick_for_ever(Arc::downgrade(shared)));
 }
 
 async fn renew_for_ever(shared: Weak<Shared>, every: Duration) {
@@ -42,6 +43,14 @@ async fn sweep_for_ever(shared: Weak<Shared>) {
         if let Err(error) = shared.sweep_what_is_due().await {
             tracing::debug!("what is due was not swept: {error}");
         }
+    }
+}
+
+async fn tick_for_ever(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(lent::TICK).await;
+        let Some(shared) = shared.upgrade() else { return };
+        shared.tick().await;
     }
 }
 

@@ -24,6 +24,7 @@ mod copies;
 mod differential;
 mod faults;
 mod kinds;
+mod lent;
 mod over;
 mod prefixes;
 mod sound;

@@ -1,13 +1,17 @@
--- Takes places for requests of one account, or says why not.
-local LEASE, PER = tonumber(ARGV[2]), 8
-local count = (#ARGV - 2) / PER
+-- Takes places for requests of one account, or says why not; and lends places ahead to a process
+-- that has many.
+local LEASE, PROCESS, WANTED, LAST, FIXED, PER = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]),
+  ARGV[5], 5, 8
+-- So long nothing is lent ahead where it has kept others waiting.
+local PAUSE = 60000
+local count = (#ARGV - FIXED) / PER
 local books = open_with_flights()
 if not books then return { 'no_account' } end
-local stored = redis.call('HMGET', ACCT, 'mode', 'max_in_flight')
 lapse(books)
 
 local taken, answers = {}, {}
-local places = redis.call('ZCARD', FLIGHT) - #books.ended
+local ahead = lent_ahead(books)
+local places = redis.call('ZCARD', FLIGHT) - #books.ended + ahead
 
 -- Whether a mode lets a request run that costs at most `most`, when `held` of what is left is
 -- held for others.
@@ -25,7 +29,11 @@ local function refused_by_account(mode, most, limit)
   if not admits(mode, books.balance, books.held, most) then
     return { 'hold', text(books.balance), text(books.held), mode }
   end
-  if places >= limit then return { 'in_flight', text(places), text(limit) } end
+  if places >= limit then
+    -- Some that are lent ahead may be idle: whoever has them gives them back.
+    if ahead > 0 and LAST == '' then return { 'crowded' } end
+    return { 'in_flight', text(places), text(limit) }
+  end
 end
 
 local function refused_by_key(terms, running, mode, most, tokens)
@@ -49,19 +57,19 @@ local function refused_by_key(terms, running, mode, most, tokens)
   end
 end
 
-local ids = {}
-for n = 1, count do ids[n] = ARGV[3 + (n - 1) * PER] end
+local ids, is_crowded, most_places = {}, false, nil
+for n = 1, count do ids[n] = ARGV[FIXED + 1 + (n - 1) * PER] end
 local flights = redis.call('HMGET', FLY, unpack(ids))
 for n = 1, count do
   local id, key, model, mode, limit, most, tokens, untils =
-    unpack(ARGV, 3 + (n - 1) * PER, 2 + n * PER)
+    unpack(ARGV, FIXED + 1 + (n - 1) * PER, FIXED + n * PER)
   most, tokens = tonumber(most), tonumber(tokens)
-  if stored[1] and stored[1] ~= '' then mode = stored[1] end
-  if stored[2] and stored[2] ~= '' then limit = stored[2] end
+  if books.mode ~= '' then mode = books.mode end
+  if books.limit ~= '' then limit = books.limit end
   local terms, running = terms_of(books, key), running_of(books, key)
   local limits = terms.limits
   if taken[id] or (flights[n] and not books.gone[id]) then
-    answers[n] = { 'ok', text(books.balance) }
+    answers[n] = { 'ok', text(books.balance), 'key' }
   elseif not terms.known then
     answers[n] = { 'no_key' }
   elseif limits.revoked then
@@ -75,6 +83,7 @@ for n = 1, count do
       or refused_by_key(terms, running, mode, most, tokens)
     if refused then
       answers[n] = refused
+      is_crowded = is_crowded or refused[1] == 'crowded'
     else
       local hold = mode == 'lenient' and 0 or most or (books.balance - books.held)
       books.held = books.held + hold
@@ -88,10 +97,21 @@ for n = 1, count do
           terms.levels[rate[1]] = terms.levels[rate[1]] + rate[3] * PARTS
         end
       end
-      answers[n] = { 'ok', text(books.balance) }
+      answers[n] = { 'ok', text(books.balance), lending(books, terms) }
+      if answers[n][3] == 'yes' then most_places = tonumber(limit) end
     end
   end
 end
+
+-- Half of what is left at most, so that other processes find room too.
+local more = 0
+if is_crowded then
+  redis.call('HSET', ACCT, 'lends_from', text(books.ts + PAUSE))
+elseif most_places then
+  more = math.max(math.min(WANTED, math.floor((most_places - places) / 2)), 0)
+  if more > 0 then lend(books, PROCESS, more, LEASE) end
+end
+answers[count + 1] = text(more)
 
 -- Only what has changed: a place alone is no business of the ledger.
 if #books.lines > 0 or #books.ended > 0 then

@@ -87,11 +87,13 @@ end
 
 -- Reads an account and writes off what has ended; nothing, if there is no such account.
 local function open()
-  local stored = redis.call('HMGET', ACCT, 'status', 'balance', 'seq', 'ts', 'lots', 'held')
+  local stored = redis.call('HMGET', ACCT, 'status', 'balance', 'seq', 'ts', 'lots', 'held',
+    'mode', 'max_in_flight', 'lends_from')
   if not stored[1] then return nil end
   local books = {
     status = stored[1], balance = tonumber(stored[2]), seq = tonumber(stored[3]),
     ts = clock(tonumber(stored[4])), count = tonumber(stored[5]), held = tonumber(stored[6]),
+    mode = stored[7] or '', limit = stored[8] or '', lends_from = tonumber(stored[9] or '0'),
     lots = {}, order = {}, lines = {},
   }
   local ended = redis.call('ZRANGEBYSCORE', LOTS, '-inf', text(books.ts))

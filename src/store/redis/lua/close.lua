@@ -14,4 +14,4 @@ lapse(books)
 close_if_idle(books)
 write_with_flights(books)
 redis.call('HSET', OP, id, remember(print, '-', balance))
-return { 'ok', next_due() }
+return { 'ok', next_due(books), tostring(redis.call('HLEN', LENT)) }

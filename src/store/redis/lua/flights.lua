@@ -45,10 +45,39 @@ local function lapse(books)
   end
 end
 
+-- Places that are lent ahead to processes (`lent.rs`), and when the first of them are free again
+-- if nobody lends them on. Those of processes that died are.
+local function lent_ahead(books)
+  local count, first = 0, nil
+  local lent = redis.call('HGETALL', LENT)
+  for at = 1, #lent, 2 do
+    local places, until_ts = string.match(lent[at + 1], '^(%d+) (%d+)$')
+    until_ts = tonumber(until_ts)
+    if until_ts <= books.ts then
+      redis.call('HDEL', LENT, lent[at])
+    else
+      count = count + tonumber(places)
+      first = math.min(first or until_ts, until_ts)
+    end
+  end
+  return count, first
+end
+
+-- Lends more places to a process, or takes back what it does not use.
+local function lend(books, process, more, lease)
+  local packed = redis.call('HGET', LENT, process)
+  local places = tonumber(string.match(packed or '0 0', '^(%d+)')) + more
+  if places > 0 then
+    redis.call('HSET', LENT, process, text(places) .. ' ' .. text(books.ts + lease))
+  else
+    redis.call('HDEL', LENT, process)
+  end
+end
+
 -- Ends an account that is closing once nothing runs: what is left of every lot is forfeited.
 local function close_if_idle(books)
   if books.status ~= 'closing' then return end
-  if redis.call('ZCARD', FLIGHT) > #books.ended then return end
+  if redis.call('ZCARD', FLIGHT) > #books.ended or lent_ahead(books) > 0 then return end
   local at = 1
   while true do
     local lot = usable(books, at)
@@ -143,10 +172,13 @@ local function write_with_flights(books)
 end
 
 -- When something is due in the account by time alone: the end of a lot or of a place.
-local function next_due()
-  local expiry = next_expiry()
+local function next_due(books)
+  local due = nil
+  local _, lent = lent_ahead(books)
   local lease = redis.call('ZRANGE', FLIGHT, 0, 0, 'WITHSCORES')[2]
-  if not lease then return expiry end
-  if expiry == '' then return lease end
-  return tonumber(lease) < tonumber(expiry) and lease or expiry
+  for _, at in ipairs({ next_expiry(), lease or '', lent or '' }) do
+    at = tonumber(at)
+    if at then due = math.min(due or at, at) end
+  end
+  return due and text(due) or ''
 end

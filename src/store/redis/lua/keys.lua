@@ -48,6 +48,18 @@ local function terms_of(books, key)
   return terms
 end
 
+-- Whether requests of a key need the balance alone to be admitted, so that they may take places
+-- that were lent ahead: yes; not those of this key; not those of this account.
+local function lending(books, terms)
+  local is_lenient = books.mode == '' or books.mode == 'lenient'
+  if books.status ~= 'open' or books.balance <= 0 or not is_lenient
+    or books.lends_from > books.ts then
+    return 'account'
+  end
+  local is_free = terms.known and not terms.spent and not next(terms.limits)
+  return is_free and 'yes' or 'key'
+end
+
 -- Begins the periods that have begun, which end at `untils`; false, if those are not known.
 local function roll(books, terms, untils)
   local spent = terms.spent

@@ -22,4 +22,4 @@ else
 end
 redis.call('HSET', KEY, id, record)
 redis.call('HSET', TERMS, id, terms)
-return { 'ok' }
+return { 'ok', tostring(redis.call('HLEN', LENT)) }

@@ -64,6 +64,12 @@ for n = 1, count do
   end
 end
 
+for n, answer in ipairs(answers) do
+  if answer[1] == 'ok' then
+    answer[3] = lending(books, terms_of(books, ARGV[8 + (n - 1) * PER]))
+  end
+end
+
 close_if_idle(books)
 local ts = text(books.ts)
 write_with_flights(books)

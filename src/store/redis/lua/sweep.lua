@@ -5,4 +5,4 @@ if not books then return { 'no_account' } end
 lapse(books)
 close_if_idle(books)
 write_with_flights(books)
-return { 'ok', next_due(), text(#books.lost) }
+return { 'ok', next_due(books), text(#books.lost) }
