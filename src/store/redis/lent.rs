@@ -491,3 +491,122 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::examples::{LENIENT, account, credits, key_1, request};
+
+    const NAME: &str = "purse";
+
+    fn news(lending: Lending) -> News {
+        News { lending, balance: credits("1"), asked: Instant::now() }
+    }
+
+    /// Three places, and a key that is believed.
+    fn three_places() -> Lent {
+        let lent = Lent::new(false);
+        lent.add(&account(), NAME, 3, LENIENT.max_in_flight);
+        lent.hear(&account(), "key_1", &news(Lending::Yes));
+        lent
+    }
+
+    fn take(lent: &Lent, id: &str) -> bool {
+        lent.take(&key_1(), &request(id), LENIENT).is_some()
+    }
+
+    /// How many more requests could take a place.
+    fn free(lent: &Lent) -> u64 {
+        lent.lock().get(&account()).map_or(0, |purse| purse.free)
+    }
+
+    fn errand(lent: &Lent) -> Option<Errand> {
+        lent.errand(&account(), true, Duration::from_secs(60))
+    }
+
+    fn settled(lent: &Lent, id: &str, lending: Lending) {
+        lent.ending(&account(), id);
+        lent.ended(&account(), id, "key_1", Some(&news(lending)));
+    }
+
+    #[test]
+    fn as_many_requests_as_places_are_admitted_and_the_same_one_again_takes_no_second() {
+        let lent = three_places();
+        assert!(take(&lent, "a") && take(&lent, "a") && take(&lent, "b") && take(&lent, "c"));
+        assert!(!take(&lent, "d"));
+        settled(&lent, "b", Lending::Yes);
+        assert!(take(&lent, "d") && !take(&lent, "e"));
+    }
+
+    #[test]
+    fn nothing_is_admitted_by_a_place_in_another_mode_or_by_another_number_or_key() {
+        let lent = three_places();
+        for mode in [Mode::OneRequest, Mode::Strict] {
+            assert!(lent.take(&key_1(), &request("a"), Admission { mode, ..LENIENT }).is_none());
+        }
+        let how = Admission { max_in_flight: 3, ..LENIENT };
+        assert!(lent.take(&key_1(), &request("a"), how).is_none());
+        let key = Key { id: "key_2".into(), ..key_1() };
+        assert!(lent.take(&key, &request("a"), LENIENT).is_none());
+    }
+
+    #[test]
+    fn a_place_that_was_taken_before_an_end_of_what_is_believed_is_given_back_and_not_used_again() {
+        let lent = three_places();
+        assert!(take(&lent, "a") && take(&lent, "b"));
+        settled(&lent, "a", Lending::NotAccount);
+        // Others are lent since; those of before come back in any order.
+        lent.add(&account(), NAME, 1, LENIENT.max_in_flight);
+        lent.hear(&account(), "key_1", &news(Lending::Yes));
+        settled(&lent, "b", Lending::Yes);
+        assert_eq!(free(&lent), 1);
+        assert_eq!(errand(&lent).unwrap().back, Some(3));
+        assert!(take(&lent, "c") && !take(&lent, "d"));
+    }
+
+    #[test]
+    fn what_is_said_is_believed_from_when_it_was_asked_and_no_longer_than_it_holds() {
+        let lent = three_places();
+        let old = News { asked: Instant::now() - BELIEVED, ..news(Lending::Yes) };
+        lent.hear(&account(), "key_2", &old);
+        let key = Key { id: "key_2".into(), ..key_1() };
+        assert!(lent.take(&key, &request("a"), LENIENT).is_none());
+        // An old answer that comes late does not shorten what a newer one said.
+        lent.hear(&account(), "key_1", &old);
+        assert!(take(&lent, "a"));
+        lent.hear(&account(), "key_1", &news(Lending::NotKey));
+        assert!(!take(&lent, "b"));
+        // Nothing is believed any more: all that is idle goes back.
+        assert_eq!(errand(&lent).unwrap().back, Some(2));
+    }
+
+    #[test]
+    fn a_place_that_was_given_to_a_request_of_its_own_is_not_in_the_purse_any_more() {
+        let lent = three_places();
+        assert!(take(&lent, "a") && take(&lent, "b") && take(&lent, "c"));
+        assert_eq!(errand(&lent).unwrap().boarding.len(), 3);
+        assert!(errand(&lent).is_none(), "they are asked for once");
+        // One goes on, one was dropped meanwhile, one was settled before it was asked for.
+        lent.release(&account(), "b");
+        settled(&lent, "c", Lending::Yes);
+        assert!(matches!(lent.boarded(&account(), "a", true), Boarded::LendOn));
+        assert!(matches!(lent.boarded(&account(), "b", true), Boarded::GiveBack));
+        assert!(matches!(lent.boarded(&account(), "c", false), Boarded::Nothing));
+        assert_eq!(free(&lent), 1);
+        assert!(!lent.release(&account(), "a"), "its place is the store's affair");
+    }
+
+    #[test]
+    fn where_the_count_is_lost_nothing_is_admitted_and_all_is_taken_back_once_nothing_runs() {
+        let lent = three_places();
+        assert!(take(&lent, "a"));
+        lent.lose_count(&account(), NAME);
+        assert!(!take(&lent, "b"));
+        assert_eq!(lent.wanted(&account(), 100).places, 0);
+        assert!(errand(&lent).is_some_and(|errand| errand.back.is_none()), "one still runs");
+        lent.release(&account(), "a");
+        lent.boarded(&account(), "a", false);
+        assert_eq!(errand(&lent).unwrap().back, Some(ALL));
+        assert!(lent.accounts().is_empty());
+    }
+}

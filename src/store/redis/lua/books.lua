@@ -9,9 +9,16 @@
 local LIMIT, ENTRY_LIMIT = 9000000000000000, 1000000000000000
 local DAY = 86400000
 
+local texts = {}
+
 local function text(number)
   if number == 0 then return '0' end
-  return string.format('%.0f', number)
+  local known = texts[number]
+  if not known then
+    known = string.format('%.0f', number)
+    texts[number] = known
+  end
+  return known
 end
 
 -- Credits as people write them, such as 0.3.

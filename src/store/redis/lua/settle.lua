@@ -6,18 +6,19 @@ local books = open_with_flights()
 if not books then return { 'no_account' } end
 
 local answers, rows, markers, found, sums = {}, {}, {}, {}, {}
--- One question for all of them: to ask costs more than to answer. Their marks are asked for one
--- by one, because MGET takes one that is not a text for none.
+-- One question for all of them: to ask costs more than to answer. Where any was settled before,
+-- marks are asked for one by one, because MGET takes one that is not a text for none.
 local ids = {}
 for n = 1, count do ids[n] = ARGV[4 + (n - 1) * PER] end
 local flights = redis.call('HMGET', FLY, unpack(ids))
+local marked = redis.call('EXISTS', unpack(KEYS, FIXED + 1, FIXED + count))
 for n = 1, count do
   local at = 4 + (n - 1) * PER
   local id, print, charge, completed, key = unpack(ARGV, at, at + 4)
   charge = tonumber(charge)
   local tokens, untils = unpack(ARGV, at + 12, at + 13)
   local terms = terms_of(books, key)
-  local done = found[id] or redis.call('GET', KEYS[FIXED + n])
+  local done = found[id] or marked > 0 and redis.call('GET', KEYS[FIXED + n])
   local late = books.status == 'closed'
   local taken = late and 0 or charge
   local refused = charge < 0 and 'sign' or refusal(books, -taken)

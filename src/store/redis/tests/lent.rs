@@ -149,6 +149,41 @@ async fn by_places_lent_ahead_to_three_processes_each_client_overdraws_with_one_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_what_is_lent_ahead_to_three_processes_no_more_run_than_may() {
+    const MOST: u32 = 20;
+    let server = Server::start(FIT);
+    let stores: [_; 3] = processes(&server, "1000").await;
+    let how = Admission { max_in_flight: MOST, ..LENIENT };
+    // The first alone, so that most places are lent to it.
+    let load = Load::on(&stores[0], "first", 16, how).once_lent(&server).await;
+    let (running, most) = (AtomicU64::new(0), AtomicU64::new(0));
+    let clients = (0..45).map(|client| {
+        let (store, running, most) = (&stores[client % 3], &running, &most);
+        async move {
+            let mut served = 0;
+            for n in 0..20 {
+                let id = format!("{client}_{n}");
+                if store.admit(&key_1(), request(&id), how).await.unwrap().is_ok() {
+                    let now = running.fetch_add(1, Ordering::SeqCst) + 1;
+                    most.fetch_max(now, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    running.fetch_sub(1, Ordering::SeqCst);
+                    store.settle(settlement(&id, PRICE)).await.unwrap();
+                    served += 1;
+                }
+            }
+            served
+        }
+    });
+    let clients = futures_util::future::join_all(clients);
+    let (served, _) = tokio::join!(clients, load.stop());
+    assert!(served.iter().sum::<u64>() > 0);
+    let most = most.into_inner();
+    assert!(most <= MOST.into(), "{most} ran at once");
+    is_at_rest(&server, &stores[1]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_another_process_ends_is_refused_from_the_answer_on() {
     for round in 0..6 {
         let server = Server::start(FIT);
