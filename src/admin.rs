@@ -7,13 +7,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use axum::extract::{Request, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodFilter, MethodRouter, on};
+use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
 
 use crate::alerts::Alerts;
@@ -72,7 +72,7 @@ pub struct State {
     /// The folder of what was trimmed.
     pub archive: Arc<Path>,
     /// The process is ending: it is no longer ready.
-    pub closing: Arc<AtomicBool>,
+    pub closing: CancellationToken,
 }
 
 /// A route of the control plane.

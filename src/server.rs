@@ -7,7 +7,6 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -203,7 +202,6 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
     let (retention, archive) = (config.retention, config.archive_dir());
     let ctx = Arc::new(Context::new(config, Arc::clone(&store), Arc::clone(&prices)));
     let closing = CancellationToken::new();
-    let is_closing = Arc::new(AtomicBool::new(false));
     let admin_state = {
         let (ctx, prices) = (Arc::clone(&ctx), Arc::clone(&prices));
         admin::State {
@@ -220,21 +218,10 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
             metrics_text: Arc::new(move || ctx.metrics.text(ctx.store.backlog().as_ref())),
             hosts: hosts.into(),
             archive: archive.clone().into(),
-            closing: is_closing.clone(),
+            closing: closing.clone(),
         }
     };
-    let admin = tokio::spawn({
-        let stop = ctx.stop.clone();
-        async move {
-            let service = dashboard::service(admin_state).into_make_service();
-            let served =
-                axum::serve(admin_listener, service).with_graceful_shutdown(stop.cancelled_owned());
-            if let Err(error) = served.await {
-                tracing::error!("the control plane ended: {error}");
-            }
-        }
-    });
-    tokio::spawn(keep_prices(Arc::clone(&ctx.store), Arc::clone(&prices), closing.clone()));
+    let admin = tokio::spawn(serve_admin(admin_listener, admin_state, ctx.stop.clone()));
     let inference = tokio::spawn({
         let listening = proxy::listen(Arc::clone(&ctx), listener, closing.clone());
         async move {
@@ -243,43 +230,15 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
             }
         }
     });
-    tokio::spawn({
-        let closing = closing.clone();
-        async move {
-            closing.cancelled().await;
-            is_closing.store(true, Ordering::Relaxed);
-        }
-    });
+    tokio::spawn(keep_prices(Arc::clone(&ctx.store), Arc::clone(&prices), closing.clone()));
+    tokio::spawn(Arc::clone(&ctx.alerts).run(closing.clone()));
+    until(&closing, async move { prices.watch().await });
     if is_late {
-        let making = first_account_late(Arc::clone(&ctx), presets);
-        let closing = closing.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = making => {}
-                () = closing.cancelled() => {}
-            }
-        });
+        until(&closing, first_account_late(Arc::clone(&ctx), presets));
     }
     if !retention.is_zero() {
-        let trimming = keep_trimmed(Arc::clone(&ctx.store), retention, archive);
-        let closing = closing.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = trimming => {}
-                () = closing.cancelled() => {}
-            }
-        });
+        until(&closing, keep_trimmed(Arc::clone(&ctx.store), retention, archive));
     }
-    tokio::spawn({
-        let closing = closing.clone();
-        async move {
-            tokio::select! {
-                () = prices.watch() => {}
-                () = closing.cancelled() => {}
-            }
-        }
-    });
-    tokio::spawn(Arc::clone(&ctx.alerts).run(closing.clone()));
     Ok(Running {
         ctx,
         url,
@@ -289,6 +248,20 @@ pub async fn start(start: Start) -> anyhow::Result<Running> {
         site,
         listeners: vec![inference, admin],
     })
+}
+
+/// Serves the control plane and the pages until it is stopped.
+async fn serve_admin(listener: TcpListener, state: admin::State, stop: CancellationToken) {
+    let service = dashboard::service(state).into_make_service();
+    let served = axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned());
+    if let Err(error) = served.await {
+        tracing::error!("the control plane ended: {error}");
+    }
+}
+
+/// Does something in the background, and drops it when the program begins to end.
+fn until(closing: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(closing.clone().run_until_cancelled_owned(work));
 }
 
 /// Keeps every version of the price table that was ever in force, so that each charge can be

@@ -156,7 +156,7 @@ def copy_tree():
         target.parent.mkdir(parents=True, exist_ok=True)
         # Only what differs, so that cargo builds again only what must be.
         if not target.is_file() or target.read_bytes() != source.read_bytes():
-            shutil.copyfile(source, target)
+            shutil.copy(source, target)
 
 
 def change(name, file, before, after):

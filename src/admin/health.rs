@@ -1,7 +1,5 @@
 //! What orchestrators and Prometheus ask.
 
-use std::sync::atomic::Ordering;
-
 use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
@@ -54,7 +52,7 @@ pub async fn live() -> Json<Health> {
     )
 )]
 pub async fn ready(Shared(state): Shared<State>) -> Result<(StatusCode, Json<Health>), Error> {
-    if state.closing.load(Ordering::Relaxed) {
+    if state.closing.is_cancelled() {
         return Err(Error::Closing);
     }
     let ready = state.store.ready().await;

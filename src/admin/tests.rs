@@ -65,7 +65,7 @@ impl Control {
             metrics_text: Arc::new(|| "# EOF\n".to_owned()),
             hosts: Arc::new(["farebox.example".to_owned()]),
             archive: std::env::temp_dir().into(),
-            closing: Arc::default(),
+            closing: Default::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -99,7 +99,7 @@ impl Site {
             metrics_text: Arc::new(String::new),
             hosts: Arc::new([]),
             archive: Arc::from(std::path::Path::new("")),
-            closing: Arc::default(),
+            closing: Default::default(),
         };
         let token = session::Session::begin(&state, session::Who::Operator).await.unwrap();
         Self { router: router(state), cookie: format!("farebox={token}"), store, _disk: disk }
