@@ -7,7 +7,8 @@ use crate::store::{AccountId, Scope};
 /// A key of an account that exists once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Name {
-    /// Hash: status, balance, number and time of the last entry, what is held.
+    /// Hash: status, balance, number and time of the last entry, what is held, mode, and from when
+    /// on places are lent ahead.
     Account,
     /// Sorted set: the lots that are not empty, in burn order.
     LotOrder,
