@@ -71,12 +71,20 @@ MUTANTS = [
     (
         "forget the place: a settlement does not give it back",
         LOTS + PLACE,
-        [("src/store/embedded/operations.rs", "        memory.live.end(account, id, usage.tokens(), now);\n", "        let _ = (usage.tokens(), now);\n")],
+        [
+            ("src/store/embedded/operations.rs", "        memory.live.end(account, id, usage.tokens(), now);\n", "        let _ = (usage.tokens(), now);\n"),
+            ("src/store/embedded/live.rs", "        state.end(id, usage.tokens(), at);\n        Some(", "        let _ = usage.tokens();\n        Some("),
+        ],
     ),
     (
         "believe for long: what is lent ahead is used by an old answer",
-        LENT + "a_key_that_another_process_ends_is_refused_from_the_answer_on",
+        LENT + "a_key_that_another_process_ends_is_refused_also_where_nothing_is_settled_since",
         [("src/store/redis/lent.rs", "let until = news.asked + BELIEVED;", "let until = news.asked + 50 * BELIEVED;")],
+    ),
+    (
+        "do not wait: a key is changed while others act by what they were told before",
+        LENT + "a_key_that_another_process_ends_is_refused_also_where_nothing_is_settled_since",
+        [("src/store/redis/lent.rs", "tokio::time::sleep(BELIEVED).await;", "tokio::task::yield_now().await;")],
     ),
     (
         "do not listen: what is lent ahead is used though the balance is gone",

@@ -208,6 +208,37 @@ async fn a_key_that_another_process_ends_is_refused_from_the_answer_on() {
     }
 }
 
+/// No settlement tells the process of it: it has only what it was told before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_another_process_ends_is_refused_also_where_nothing_is_settled_since() {
+    let server = Server::start(FIT);
+    let [quiet, other]: [_; 2] = processes(&server, "1000").await;
+    let mut tried = 0;
+    for round in 0..100 {
+        let key = Key { id: format!("key_{round}"), ..key_1() };
+        other.create_key(key.clone(), KeyHash::of(&key.id)).await.unwrap();
+        let all = (0..24).map(|n| {
+            let (store, key, id) = (&quiet, &key, format!("{round}_{n}"));
+            async move {
+                store.admit(key, request(&id), LENIENT).await.unwrap().unwrap();
+                let settlement = Settlement { key: key.id.clone(), ..settlement(&id, PRICE) };
+                store.settle(settlement).await.unwrap();
+            }
+        });
+        futures_util::future::join_all(all).await;
+        tried += u64::from(quiet.shared.lent.take(&key, &request("probe"), LENIENT).is_some());
+        quiet.release(&account(), "probe");
+        other.revoke_key(&account(), &key.id).await.unwrap();
+        let after = quiet.admit(&key, request("after"), LENIENT).await.unwrap();
+        assert_eq!(after, Err(Refused::KeyEnded { revoked: true }));
+        if tried == 5 {
+            break;
+        }
+    }
+    assert_eq!(tried, 5, "it never admitted by what it was told before");
+    is_at_rest(&server, &other).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_account_that_another_process_narrows_is_so_from_the_answer_on() {
     let server = Server::start(FIT);
