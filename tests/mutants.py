@@ -183,8 +183,9 @@ def prepare(changes=(), name="of scripts"):
 
 def run(tests, mutant=None):
     """The outcome of each test, by its name."""
-    target = os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target"))
-    env = {**os.environ, "CARGO_TARGET_DIR": target, "RUST_BACKTRACE": "0"}
+    # A folder of its own: where both are built in one, cargo takes what was built of the copy for
+    # what it would build of the tree.
+    env = {**os.environ, "CARGO_TARGET_DIR": str(COPY / "target"), "RUST_BACKTRACE": "0"}
     if mutant:
         env["FAREBOX_MUTANT"] = "\x01".join(mutant)
     done = subprocess.run(

@@ -215,7 +215,7 @@ async fn a_key_that_another_process_ends_is_refused_also_where_nothing_is_settle
     let [quiet, other]: [_; 2] = processes(&server, "1000").await;
     let mut tried = 0;
     for round in 0..100 {
-        let key = Key { id: format!("key_{round}"), ..key_1() };
+        let key = Key { id: format!("round_{round}"), ..key_1() };
         other.create_key(key.clone(), KeyHash::of(&key.id)).await.unwrap();
         let all = (0..24).map(|n| {
             let (store, key, id) = (&quiet, &key, format!("{round}_{n}"));
