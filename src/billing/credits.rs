@@ -331,6 +331,9 @@ mod tests {
         assert_eq!(total.to_string(), "26999999.999999997");
         let read: Total = serde_json::from_str("\"-26999999.999999997\"").unwrap();
         assert_eq!(read, -total);
+        let most = Total(i128::MAX);
+        assert_eq!(most.to_string(), "170141183460469231731687303715.884105727");
+        assert_eq!((-most).to_string(), "-170141183460469231731687303715.884105727");
     }
 
     #[test]

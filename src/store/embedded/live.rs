@@ -78,8 +78,10 @@ struct State {
     snapshot: Snapshot,
     ways: Ways,
     held: Credits,
-    /// Debits that were answered and are not booked, and what they come to.
-    unbooked: (usize, Credits),
+    /// Debits that were answered and are not booked: when they were made, and the charge.
+    unbooked: VecDeque<(Millis, Credits)>,
+    /// What those come to.
+    unbooked_sum: Credits,
     running: HashMap<Arc<str>, Running>,
     keys: HashMap<Arc<str>, Allowance>,
     /// How many keys make us look for idle ones.
@@ -199,7 +201,8 @@ impl Live {
             snapshot,
             ways,
             held: Credits::ZERO,
-            unbooked: (0, Credits::ZERO),
+            unbooked: VecDeque::new(),
+            unbooked_sum: Credits::ZERO,
             running: HashMap::new(),
             keys: HashMap::new(),
             sweep_at: KEYS,
@@ -287,39 +290,47 @@ impl Live {
         if counted.is_none() {
             *missed += 1;
         }
-        state.unbooked = (state.unbooked.0 + 1, state.unbooked.1 + *charge);
+        state.unbooked.push_back((at, *charge));
+        state.unbooked_sum += *charge;
         state.end(id, usage.tokens(), at);
         Some((state.usable(at), counted))
     }
 
-    /// A debit of [`Self::charge`] is booked, or never will be.
-    pub(super) fn booked(&self, account: &AccountId, charge: Credits) {
+    /// A debit of [`Self::charge`] will never be booked.
+    pub(super) fn unbook(&self, account: &AccountId, charge: Credits) {
         let mut inner = self.lock();
         // An account with such a debit is not forgotten.
-        let Some(state) = inner.accounts.get_mut(account) else { return };
-        state.unbooked = (state.unbooked.0.saturating_sub(1), state.unbooked.1 - charge);
+        if let Some(state) = inner.accounts.get_mut(account) {
+            state.booked(charge);
+        }
     }
 
     /// Whether requests of an account run, or are not booked yet.
     pub(super) fn is_busy(&self, account: &AccountId) -> bool {
         let inner = self.lock();
         let state = inner.accounts.get(account);
-        state.is_some_and(|state| !state.running.is_empty() || state.unbooked.0 > 0)
+        state.is_some_and(|state| !state.running.is_empty() || !state.unbooked.is_empty())
     }
 
-    /// Sets what a committed charge left, and counts it against the caps of its key.
+    /// Sets what a committed charge left, and counts it against the caps of its key. One that
+    /// waited to be booked is what it is of [`Self::charge`]: both in one step, or admission
+    /// could see it twice or not at all.
     pub(super) fn charged(
         &self,
         account: &AccountId,
         key: &str,
         charge: Credits,
         counted: Option<Reading>,
+        waited: Option<Credits>,
         snapshot: Snapshot,
     ) {
         let mut inner = self.lock();
         let (seq, ts) = (snapshot.seq, snapshot.ts);
         let is_here = inner.accounts.get_mut(account).is_some_and(|state| {
             state.snapshot = snapshot;
+            if let Some(waited) = waited {
+                state.booked(waited);
+            }
             let allowance = state.keys.get_mut(key);
             allowance.is_some_and(|allowance| allowance.charged(charge, counted, seq, ts))
         });
@@ -405,7 +416,32 @@ impl Live {
 impl State {
     /// The balance as admission sees it.
     fn usable(&self, now: Millis) -> Credits {
-        self.snapshot.usable(now) - self.unbooked.1
+        let has_ended = |end: Millis| end <= now.max(self.snapshot.ts);
+        if self.unbooked.is_empty() || !self.snapshot.next_expiry().is_some_and(has_ended) {
+            return self.snapshot.usable(now) - self.unbooked_sum;
+        }
+        // What a debit took of a lot that has ended since is not lost with it once more.
+        let mut left = self.snapshot.clone();
+        left.lots.sort_by_key(|(expires_at, _)| *expires_at);
+        for (at, charge) in &self.unbooked {
+            left.balance = left.balance - *charge;
+            let mut rest = *charge;
+            for (expires_at, remaining) in &mut left.lots {
+                if *expires_at > *at {
+                    let taken = rest.min(*remaining);
+                    (*remaining, rest) = (*remaining - taken, rest - taken);
+                }
+            }
+        }
+        left.usable(now)
+    }
+
+    /// A debit waits no more. They are booked in their order.
+    fn booked(&mut self, charge: Credits) {
+        if let Some(first) = self.unbooked.iter().position(|(_, unbooked)| *unbooked == charge) {
+            self.unbooked.remove(first);
+            self.unbooked_sum = self.unbooked_sum - charge;
+        }
     }
 
     /// As [`Live::end`].
@@ -425,7 +461,7 @@ impl State {
     /// Whether it would be the same if it were read anew.
     fn is_idle(&self, now: Millis) -> bool {
         self.running.is_empty()
-            && self.unbooked.0 == 0
+            && self.unbooked.is_empty()
             && self.keys.values().all(|allowance| allowance.is_idle(now))
     }
 }
@@ -492,6 +528,38 @@ mod tests {
 
     fn credits(text: &str) -> Credits {
         text.parse().unwrap()
+    }
+
+    fn charge(live: &Live, id: &str, charge: &str, now: Millis) -> Credits {
+        let charge = credits(charge);
+        let settlement = Settlement {
+            charge,
+            account: account(),
+            ..crate::store::examples::settlement(id, "0")
+        };
+        live.charge(&settlement, now).expect("the request runs here").0
+    }
+
+    #[test]
+    fn a_debit_that_waits_to_be_booked_is_not_lost_once_more_with_the_lot_that_it_used() {
+        let lots = vec![(900, credits("4")), (500, credits("3"))];
+        let live = with("7", Status::Open);
+        live.set(&account(), Snapshot { lots, ..snapshot("7", Status::Open) });
+        for id in ["a", "b", "c"] {
+            let how = Admission { max_in_flight: 9, ..LENIENT };
+            assert_eq!(admit_at(&live, id, how, 100).unwrap().balance, credits("7"));
+        }
+        assert_eq!(charge(&live, "a", "2", 200), credits("5"));
+        assert_eq!(charge(&live, "b", "1.5", 499), credits("3.5"));
+        // The lot of 3 is gone with what the first took, and the second took half of the other.
+        assert_eq!(admit_at(&live, "d", LENIENT, 500).unwrap().balance, credits("3.5"));
+        // A debit after the end takes nothing of it, and may overdraw.
+        assert_eq!(charge(&live, "c", "6", 500), credits("-2.5"));
+        // Booked, all is as it was said.
+        for booked in ["2", "1.5", "6"] {
+            live.unbook(&account(), credits(booked));
+        }
+        assert_eq!(admit_at(&live, "e", LENIENT, 100).unwrap().balance, credits("7"));
     }
 
     fn admit_at(live: &Live, id: &str, how: Admission, now: Millis) -> Result<Admitted, Refused> {
@@ -631,7 +699,7 @@ mod tests {
         live.insert_key(ticket(&live), &account(), "key_1", before, 5);
         let charged = |seq| {
             let snapshot = Snapshot { seq, ..snapshot("9", Status::Open) };
-            live.charged(&account(), "key_1", credits("0.3"), None, snapshot);
+            live.charged(&account(), "key_1", credits("0.3"), None, None, snapshot);
             live.key_use(&account(), "key_1", 5).unwrap().spend["daily"].used
         };
         assert_eq!(charged(1), credits("0.6"));
@@ -639,7 +707,7 @@ mod tests {
         assert_eq!(charged(3), credits("1.2"));
         live.forget_key(&account(), "key_1");
         let old = ticket(&live);
-        live.charged(&account(), "key_1", credits("0.3"), None, snapshot("9", Status::Open));
+        live.charged(&account(), "key_1", credits("0.3"), None, None, snapshot("9", Status::Open));
         before = terms(daily("1"), "1.2");
         live.insert_key(old, &account(), "key_1", before, 5);
         assert!(matches!(live.key_use(&account(), "key_1", 5), Err(Missing::Key(_))));

@@ -65,16 +65,16 @@ impl Operation for Settle {
 
     fn publish(&self, outcome: &Result<Self::Output, StoreError>, memory: &Memory) {
         let Settlement { account, id, key, charge, usage, .. } = &self.settlement;
-        if self.logged_at.is_some() {
-            memory.live.booked(account, *charge);
-            if let Err(error) = outcome {
-                tracing::error!(request.id = id, "a debit that was answered is refused: {error}");
-            }
-        }
+        let waited = self.logged_at.map(|_| *charge);
         if let Ok((_, Some(snapshot))) = outcome {
             let late = snapshot.status == Status::Closed;
             let charge = if late { Credits::ZERO } else { *charge };
-            memory.live.charged(account, key, charge, self.counted, snapshot.clone());
+            memory.live.charged(account, key, charge, self.counted, waited, snapshot.clone());
+        } else if let Some(waited) = waited {
+            memory.live.unbook(account, waited);
+            if let Err(error) = outcome {
+                tracing::error!(request.id = id, "a debit that was answered is refused: {error}");
+            }
         }
         let now = outcome.as_ref().ok().and_then(|(_, snapshot)| snapshot.as_ref());
         let now = now.map_or(Millis::MIN, |snapshot| snapshot.ts);

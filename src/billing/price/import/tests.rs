@@ -386,6 +386,19 @@ fn an_entry_is_known_by_the_upstreams_name_and_keeps_what_the_operator_decided()
 }
 
 #[test]
+fn a_markup_of_an_entrys_own_stays_when_its_price_changes() {
+    let ours = OURS.replace("output = \"15\"", "output = \"15\"\nmarkup = \"2\"");
+    let (file, _) = read_file(&ours);
+    let changes = plan(&file, &take(&litellm("openai", "")));
+    let [Change::Changed(changed, differences)] = changes.as_slice() else { panic!("{changes:?}") };
+    assert_eq!(changed.markup, file.entries[0].entry.markup);
+    assert!(differences.iter().all(|(key, ..)| key != "markup"), "{differences:?}");
+    let merged = merge(&ours, &changes).unwrap();
+    let (table, _) = PriceTable::read(&merged).unwrap();
+    assert_eq!(table.find("nice").unwrap().price.standard.rates.input.to_string(), "6");
+}
+
+#[test]
 fn a_new_entry_comes_last_and_the_rest_of_the_file_is_untouched() {
     let json = litellm("openai", "").replace("\"m\"", "\"new\"");
     let merged = merge(OURS, &changes(&json)).unwrap();
